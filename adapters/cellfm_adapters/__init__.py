@@ -1,0 +1,1 @@
+"""The adapters that ship with cellfm-hub: one folder per family, independent of one another."""

@@ -1,0 +1,1 @@
+"""Plain functions of the data that every model is compared with."""

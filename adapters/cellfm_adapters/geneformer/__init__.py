@@ -1,0 +1,1 @@
+"""Geneformer (Theodoris et al. 2023; Chen, Venkatesh et al. 2024)."""

@@ -1,0 +1,53 @@
+"""The network of Geneformer: a plain BERT encoder (post-norm, ReLU), without its language-model head.
+
+T total tokens of a batch, D width.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from cellfm_hub.nn import Encoder, EncoderConfig, PackedBatch
+
+
+@dataclass(frozen=True)
+class GeneformerConfig:
+    """The keys of ``config.json`` that matter, under their published names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+
+
+class Geneformer(nn.Module):
+    """Ranked genes in, one vector per gene out."""
+
+    def __init__(self, config: GeneformerConfig) -> None:
+        super().__init__()
+        self.genes = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.ranks = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_types = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = Encoder(
+            EncoderConfig(
+                dim=config.hidden_size,
+                heads=config.num_attention_heads,
+                layers=config.num_hidden_layers,
+                ffn_dim=config.intermediate_size,
+                norm="post",
+                norm_eps=config.layer_norm_eps,
+                activation="relu",
+            )
+        )
+
+    def forward(self, batch: PackedBatch, layer: int) -> Tensor:
+        """Return the state after `layer`, ``(T, D)``; 0 is the embedding output."""
+        # The position of a gene is its rank: order carries the expression.
+        x = self.genes(batch.ids) + self.ranks(batch.positions) + self.token_types.weight[0]  # (T, D)
+        out: Tensor = self.encoder(self.norm(x), batch, layer)  # (T, D)
+        return out

@@ -1,0 +1,77 @@
+"""Nucleotide Transformer: 6-mers through a pre-norm encoder."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from cellfm_adapters.nucleotide_transformer.model import NucleotideTransformer, NucleotideTransformerConfig
+from cellfm_adapters.nucleotide_transformer.tokenizer import Tokenizer
+from cellfm_adapters.nucleotide_transformer.weights import layout
+from cellfm_hub.adapter import Options, SequenceAdapter, parse_config
+from cellfm_hub.checkpoints import WEIGHT_FILES, CheckpointFiles
+from cellfm_hub.errors import CheckpointFormatError
+from cellfm_hub.safe_files import read_json_object, read_tensors
+from cellfm_hub.sequences import Case
+from cellfm_hub.tokens import Tokens
+from cellfm_hub.weights import Layout, load_network
+
+
+class NucleotideTransformerOptions(Options):
+    """Switches of the Nucleotide Transformer."""
+
+    case: Case = "upper"
+    """``as-is``: as in the original release, where a run of lower-case letters is one unknown token."""
+
+
+class NucleotideTransformerAdapter(SequenceAdapter):
+    """Both generations, AgroNT and the 3-mer model; which one is read from the checkpoint."""
+
+    options = NucleotideTransformerOptions
+    poolings = ("mean", "cls", "max", "mean-bases")
+
+    network: NucleotideTransformer
+    tokenizer: Tokenizer
+
+    @classmethod
+    def published(cls, config: dict[str, Any]) -> tuple[nn.Module, Layout]:
+        parsed = parse_config(NucleotideTransformerConfig, config, "the card")
+        return NucleotideTransformer(parsed), layout(parsed)
+
+    @classmethod
+    def load(cls, files: CheckpointFiles, options: NucleotideTransformerOptions, device: torch.device, dtype: torch.dtype) -> Self:
+        config = parse_config(NucleotideTransformerConfig, read_json_object(files.get("config.json")), files.origin)
+        weights = files.get(*WEIGHT_FILES)
+        tokenizer = Tokenizer(files.get("vocab.txt").read_text(encoding="ascii").split())
+        # The vocabulary of v1 lists <eos> and <bos> behind the last row of the table; no sequence produces them.
+        if tokenizer.used_ids > config.vocab_size:
+            msg = f"vocab.txt of {files.origin} makes ids up to {tokenizer.used_ids - 1}, the weights have {config.vocab_size} rows;"
+            msg += " v1 and v2 number their tokens differently, use the file of the same checkpoint"
+            raise CheckpointFormatError(msg)
+        settings = files.find("tokenizer_config.json")
+        limit = read_json_object(settings).get("model_max_length") if settings else None
+
+        adapter = cls()
+        adapter.network = load_network(
+            lambda: NucleotideTransformer(config),
+            read_tensors(weights),
+            layout(config),
+            origin=files.origin,
+            device=device,
+            dtype=dtype,
+        )
+        adapter.tokenizer = tokenizer
+        adapter.layers = config.num_hidden_layers
+        adapter.embedding_dim = config.hidden_size
+        # Row pad_token_id of the table stands for padding, and positions begin behind it.
+        positions = config.max_position_embeddings - config.pad_token_id - 1
+        adapter.max_tokens = min(limit, positions) if isinstance(limit, int) else positions
+        adapter.vocabulary = tokenizer.vocabulary[: config.vocab_size]
+        adapter.unknown_id = tokenizer.unk_id
+        adapter.special_ids = (tokenizer.cls_id, tokenizer.mask_id)
+        adapter.prefix = (tokenizer.cls_id,)
+        return adapter
+
+    def tokenize(self, sequences: Sequence[str]) -> Tokens:
+        return self.tokenizer.tokenize(sequences)

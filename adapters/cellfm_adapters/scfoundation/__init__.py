@@ -1,0 +1,1 @@
+"""scFoundation (Hao et al. 2024)."""

@@ -1,0 +1,1 @@
+"""UCE, Universal Cell Embeddings (Rosen et al. 2023)."""

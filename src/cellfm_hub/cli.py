@@ -1,0 +1,417 @@
+"""The command line, ``cellfm``.
+
+Only the standard library, typer and the commands about weights are imported here, so that ``--help`` is quick; everything else on use.
+"""
+
+import functools
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from cellfm_hub import cli_weights
+
+app = typer.Typer(
+    name="cellfm",
+    help="Embed cells and DNA with published foundation models.",
+    epilog="Start with: cellfm demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Precision(StrEnum):  # noqa: D101
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class OnEmpty(StrEnum):  # noqa: D101
+    nan = "nan"
+    error = "error"
+
+
+class Long(StrEnum):  # noqa: D101
+    error = "error"
+    truncate = "truncate"
+    tile = "tile"
+
+
+class Level(StrEnum):  # noqa: D101
+    cell = "cell"
+    gene = "gene"
+    sequence = "sequence"
+    token = "token"
+    base = "base"
+    variant = "variant"
+
+
+class Strands(StrEnum):  # noqa: D101
+    mean = "mean"
+
+
+class Modality(StrEnum):  # noqa: D101
+    cell = "cell"
+    sequence = "sequence"
+
+
+P = ParamSpec("P")
+_show_traceback = False
+
+
+def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors that the hub raises on purpose into one line and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        from cellfm_hub.errors import CellFMError
+
+        try:
+            command(*args, **kwargs)
+        except CellFMError as error:
+            if _show_traceback:
+                raise
+            typer.echo(f"cellfm: error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("cellfm: interrupted", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    from cellfm_hub.registry import registry
+
+    return [name for name in registry().names if name.startswith(incomplete.lower())]
+
+
+def _parse_options(pairs: list[str]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            message = f"{pair!r} is not of the form key=value"
+            raise typer.BadParameter(message, param_hint="--option")
+        options[key] = value
+    return options
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere on the line.")] = False,
+) -> None:
+    global _show_traceback
+    _show_traceback = _show_traceback or debug
+
+
+@app.command()
+@_one_line_errors
+def embed(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Cells: .h5ad with raw counts, or .csv. Sequences: FASTA, FASTQ, BED or VCF (also .gz).", show_default=False),
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="Family or checkpoint.", autocompletion=_complete_model, show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Result: .h5ad, .zarr, .parquet or .npy.", show_default="beside DATA, <stem>.<model>.h5ad or .parquet"
+        ),
+    ] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Add the result to DATA itself (.h5ad).")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")] = False,
+    level: Annotated[
+        Level | None,
+        typer.Option(
+            help="One vector per cell or sequence, per gene, token or base, or per variant of a VCF.", show_default="cell or sequence"
+        ),
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Cells: layer with raw counts, or X, or raw.", show_default="found")] = None,
+    gene_ids: Annotated[str | None, typer.Option(help="Cells: var column with gene identifiers, or index.", show_default="found")] = None,
+    species: Annotated[str | None, typer.Option(help="Cells: species of the data, checked against the model's.")] = None,
+    key_added: Annotated[str | None, typer.Option(help="Key in obsm and uns.", show_default="X_<model>")] = None,
+    recipe: Annotated[str, typer.Option(help="Bundle of pooling and layer; 'cellfm info MODEL' lists them.")] = "default",
+    pooling: Annotated[str | None, typer.Option(help="How tokens become one vector.", show_default="the recipe's")] = None,
+    output_layer: Annotated[
+        int | None, typer.Option(help="0 embedding output, k after block k, -1 last.", show_default="the recipe's")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Number format of the network.")] = Precision.auto,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed together; changes no vector.", show_default="by device")] = None,
+    seed: Annotated[int, typer.Option(help="For models that sample.")] = 0,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder with the model's files as published.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit on the hub instead of the pinned one.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="Switch of the family, key=value; repeatable.", show_default=False)
+    ] = None,
+    on_empty: Annotated[OnEmpty, typer.Option(help="Cells without any gene the model knows.")] = OnEmpty.nan,
+    long: Annotated[Long, typer.Option(help="Sequences longer than the model's input.")] = Long.error,
+    overlap: Annotated[int, typer.Option(help="Bases that windows share with --long tile.")] = 0,
+    reverse_complement: Annotated[Strands | None, typer.Option(help="Average over both strands.")] = None,
+    genome: Annotated[Path | None, typer.Option(help="BED and VCF: FASTA file of the genome.")] = None,
+    window: Annotated[int, typer.Option(help="VCF: bases of the reference window.")] = 512,
+    progress: Annotated[bool | None, typer.Option(help="Show a progress bar.", show_default="on a terminal")] = None,
+    commercial_ok: cli_weights.CommercialOk = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
+) -> None:
+    """Embed the cells or sequences of a file."""
+    from cellfm_hub import settings
+    from cellfm_hub.registry import registry
+
+    settings.commercial = settings.commercial or commercial_ok
+
+    options = _parse_options(option or [])
+    entry = registry().find(model)
+    _require_file(data)
+    key = key_added or f"X_{model.replace('/', '_')}"
+    per_token = level in (Level.gene, Level.token, Level.base)
+    out = data if in_place else out or _default_output(data, model, ".h5ad" if entry.modality == "cell" and not per_token else ".parquet")
+
+    import numpy as np
+
+    from cellfm_hub import sinks
+    from cellfm_hub.api import load
+    from cellfm_hub.errors import InputError
+
+    sinks.check_output(out, source=data, key=key, overwrite=overwrite, per_token=per_token)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    begin = time.perf_counter()
+    embedder = load(
+        model,
+        device=device,
+        precision=precision.value,
+        checkpoint=checkpoint,
+        revision=revision,
+        options=options,
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+    try:
+        result = embedder.run(
+            data,
+            level=None if level is None else level.value,
+            layer=layer,
+            gene_ids=gene_ids,
+            species=species,
+            recipe=recipe,
+            pooling=pooling,
+            output_layer=output_layer,
+            on_empty=on_empty.value,
+            progress=progress,
+            long=long.value,
+            overlap=overlap,
+            reverse_complement=None if reverse_complement is None else "mean",
+            genome=genome,
+            window=window,
+        )
+    except InputError as error:
+        if error.finished is None:
+            raise
+        done, kept = error.finished, out.with_name(f"{out.stem}.partial{out.suffix}")
+        sinks.write(kept, source=data, key=key, names=done.names, values=done.values, receipt=done.receipt)
+        message = f"{error}; the {len(done.names):,} rows before that place stand in {kept}"
+        raise type(error)(message) from error
+    values = result.values
+    sinks.write(out, source=data, key=key, names=result.names, values=values, receipt=result.receipt)
+    seconds = time.perf_counter() - begin
+    rows, width = len(values), (values if isinstance(values, np.ndarray) else values.values).shape[1]
+    if as_json:
+        summary = {"out": str(out), "key": key, "rows": rows, "dim": width, "seconds": round(seconds, 3)}
+        typer.echo(json.dumps(summary | {"receipt": result.receipt}, indent=1))
+        return
+    where = f"obsm[{key!r}] of {out}" if out.suffix in (".h5ad", ".zarr") else str(out)
+    typer.echo(f"{rows:,} {entry.modality}s x {width} in {seconds:.1f} s -> {where}")
+    if "genes_used" in result.receipt:
+        receipt = result.receipt
+        typer.echo(
+            f"genes: {receipt['genes_used']:,} of {receipt['genes']:,} known to the model (column {receipt['gene_ids']}), "
+            f"{receipt['counts_used']:.1%} of all counts, from {receipt['counts_from']}"
+        )
+
+
+def _require_file(data: Path) -> None:
+    from cellfm_hub.errors import InputError
+
+    if not data.is_file():
+        what = "is a folder" if data.is_dir() else "does not exist"
+        message = f"{data} {what}; give the path of a file with cells or sequences"
+        raise InputError(message)
+
+
+def _default_output(data: Path, model: str, suffix: str) -> Path:
+    stem = data.with_suffix("").stem if data.suffix == ".gz" else data.stem
+    return data.with_name(f"{stem}.{model.replace('/', '_')}{suffix}")
+
+
+@app.command()
+@_one_line_errors
+def models(
+    modality: Annotated[Modality | None, typer.Option(help="Only models of cells, or of sequences.")] = None,
+    commercial: Annotated[bool | None, typer.Option(help="Only weights that may (or may not) be used commercially.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models."""
+    from dataclasses import asdict
+
+    from cellfm_hub.registry import list_models
+
+    found = list_models(modality=None if modality is None else modality.value, commercial=commercial)
+    if as_json:
+        typer.echo(json.dumps([asdict(info) for info in found], indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for heading in ("family", "model", "of", "width", "parameters", "licence", "commercial use"):
+        table.add_column(heading, no_wrap=heading in ("family", "model"), justify="right" if heading in ("width", "parameters") else "left")
+    for info in found:
+        table.add_row(
+            info.family,
+            f"{info.name}{' (default)' if info.default else ''}",
+            info.modality,
+            _number(info.embedding_dim),
+            _number(info.parameters),
+            info.licence,
+            _yes_no(info.commercial_use),
+        )
+    # A pipe gets full lines, whatever the width of a terminal.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+@_one_line_errors
+def info(
+    name: Annotated[str, typer.Argument(help="Family or checkpoint.", autocompletion=_complete_model, show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what is known of a model: its card."""
+    from dataclasses import asdict
+
+    from cellfm_hub.registry import registry
+
+    entry = registry().find(name)
+    card, checkpoint = entry.card, entry.checkpoint
+    if as_json:
+        facts = asdict(entry.info()) | {
+            "options": entry.options,
+            "recipes": {key: recipe.model_dump() for key, recipe in entry.recipes.items()},
+            "requires": entry.requires.model_dump(),
+            "files": {path: file.model_dump() for path, file in checkpoint.files.items()},
+            "fidelity": {key: value.model_dump() for key, value in checkpoint.fidelity.items()},
+        }
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    summary = entry.info()
+    requires = entry.requires
+    needs = [requires.values, requires.ids and f"{requires.ids} ids", ", ".join(requires.species)]
+    lines = [
+        f"{entry.name}: {summary.description}",
+        f"  family          {entry.family} ({card.cellfm.title})",
+        f"  needs           {'; '.join(part for part in needs if part)}",
+        f"  vectors         {_number(summary.embedding_dim)} wide",
+        f"  network         {_number(summary.layers)} layers, {_number(summary.parameters)} parameters",
+        f"  longest input   {_number(summary.max_tokens)} tokens",
+        f"  licence         {summary.licence}; commercial use: {_yes_no(summary.commercial_use)}",
+        f"  citation        {'https://doi.org/' + summary.citation if summary.citation else 'none'}",
+        f"  source          {summary.source or 'no weights'}{' at ' + summary.revision if summary.revision else ''}",
+        *(f"  also called     {', '.join(summary.aliases)}" for _ in summary.aliases[:1]),
+        *(f"  checkpoints     {', '.join(card.cellfm.checkpoints)}" for _ in list(card.cellfm.checkpoints)[1:2]),
+        *_block("recipes", {key: recipe.description for key, recipe in entry.recipes.items()}),
+        *_block("options", entry.options),
+        *_block(
+            "files", {path: f"{_number(file.size)} bytes, SHA-256 {file.sha256 or 'not known'}" for path, file in checkpoint.files.items()}
+        ),
+        "",
+        card.text,
+    ]
+    typer.echo("\n".join(lines))
+
+
+def _block(title: str, entries: dict[str, str]) -> list[str]:
+    return [f"  {title}", *(f"    {key}: {text}" for key, text in entries.items())] if entries else []
+
+
+def _number(value: int | None) -> str:
+    return "not known" if value is None else f"{value:,}"
+
+
+def _yes_no(value: bool | None) -> str:
+    return "not known" if value is None else "yes" if value else "no"
+
+
+@app.command()
+@_one_line_errors
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show versions, devices and folders: what a report of a problem should hold."""
+    from importlib.metadata import version
+
+    import torch
+
+    from cellfm_hub import settings
+    from cellfm_hub.engine.device import choose_batch_tokens, choose_device, choose_dtype, has_amx
+    from cellfm_hub.nn.attention import BACKEND
+    from cellfm_hub.receipt import versions
+    from cellfm_hub.registry import list_models
+
+    device = choose_device("auto")
+    facts: dict[str, Any] = dict(versions())
+    facts |= {f"{name}_version": version(name) for name in ("anndata", "scanpy", "scipy", "huggingface_hub", "safetensors")}
+    facts |= {
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "amx": has_amx(),
+        "precision_auto": str(choose_dtype("auto", device, None)).removeprefix("torch."),
+        "batch_tokens": choose_batch_tokens(None, device),
+        "attention": BACKEND,
+        "cache_dir": str(settings.cache_dir),
+        "offline": settings.offline,
+        "models": len(list_models()),
+        "plug_ins": sorted({info.package for info in list_models()} - {"cellfm-hub"}),
+    }
+    typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join(f"{key:<24}{value}" for key, value in facts.items()))
+
+
+@app.command()
+@_one_line_errors
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Result.")] = Path("demo.h5ad"),
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing result.")] = True,
+) -> None:
+    """Embed 700 real blood cells with the pca baseline, offline."""
+    from cellfm_hub import sinks
+    from cellfm_hub.demo import run_demo
+
+    sinks.check_output(out, source=Path("pbmc700"), key="X_pca", overwrite=overwrite)
+    result = run_demo(out)
+    rows, width = result.shape
+    typer.echo(
+        f"{result.model}: {rows} cells x {width} in {result.seconds:.1f} s, 5-nearest-neighbour label accuracy {result.accuracy:.3f}"
+    )
+    typer.echo(f"wrote {out}; next: cellfm embed YOUR_DATA.h5ad --model pca, then 'cellfm models' for others")
+
+
+cli_weights.register(app, _one_line_errors)
+
+
+def main() -> None:
+    """Run the command line."""
+    global _show_traceback
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        _show_traceback = True
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,633 @@
+"""`Embedder`: a loaded model."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Unpack, overload
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from cellfm_hub._progress import progress_bar
+from cellfm_hub.adapter import (
+    Adapter,
+    CellAdapter,
+    CellFeatures,
+    Options,
+    SequenceAdapter,
+    SequenceFeatures,
+    TokenAdapter,
+)
+from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
+from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
+from cellfm_hub.engine.run import run_network
+from cellfm_hub.errors import InputError, SequenceError
+from cellfm_hub.genes import choose_gene_ids, identifier_columns
+from cellfm_hub.nn.attention import BACKEND
+from cellfm_hub.receipt import Receipt, Tally, as_text, versions
+from cellfm_hub.registry import Entry
+from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, make_request
+from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
+from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
+from cellfm_hub.sources.genome import WINDOW
+from cellfm_hub.sources.sequences import SequenceBlock, sequence_blocks
+from cellfm_hub.tokens import Ragged, Tokens
+
+logger = logging.getLogger("cellfm_hub")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Vectors, what the rows are called, and the receipt."""
+
+    values: Vectors | Ragged
+    names: list[str]
+    receipt: Receipt
+
+
+class Embedder:
+    """A loaded model; made by :func:`cellfm_hub.load`.
+
+    Attributes
+    ----------
+    name
+        The checkpoint; for a folder of the user's loaded by the name of a family, the family.
+    receipt
+        Of the most recent :meth:`encode` or :meth:`encode_tokens`; ``None`` before.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        entry: Entry,
+        adapter: Adapter,
+        files: CheckpointFiles,
+        *,
+        options: Options,
+        device: torch.device,
+        dtype: torch.dtype,
+        guard_overflow: bool,
+        batch_tokens: int | None,
+        seed: int,
+    ) -> None:
+        self.name, self.entry, self.adapter, self.files = name, entry, adapter, files
+        self.device, self.dtype = device, dtype
+        self.receipt: Receipt | None = None
+        self._options, self._guard_overflow = options, guard_overflow
+        self._batch_tokens, self._seed = batch_tokens, seed
+
+    def __repr__(self) -> str:
+        return f"<Embedder {self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, from {self.files.origin}>"
+
+    @property
+    def modality(self) -> str:
+        """``"cell"`` or ``"sequence"``."""
+        return self.entry.modality
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the vectors."""
+        return self.adapter.embedding_dim
+
+    @overload
+    def encode(self, data: Any, *, level: Literal["gene", "token", "base"], **options: Unpack[EncodeOptions]) -> Ragged: ...
+    @overload
+    def encode(
+        self, data: Any, *, level: Literal["cell", "sequence", "variant"] | None = None, **options: Unpack[EncodeOptions]
+    ) -> Vectors: ...
+    def encode(
+        self,
+        data: Any,
+        *,
+        level: Level | None = None,
+        layer: str | None = None,
+        gene_ids: str | None = None,
+        species: str | None = None,
+        recipe: str = "default",
+        pooling: str | None = None,
+        output_layer: int | None = None,
+        batch_tokens: int | None = None,
+        seed: int | None = None,
+        on_empty: OnEmpty | None = None,
+        progress: bool | None = None,
+        long: Long = "error",
+        overlap: int = 0,
+        reverse_complement: Literal["mean"] | None = None,
+        genome: str | Path | None = None,
+        window: int = WINDOW,
+    ) -> Vectors | Ragged:
+        """Embed cells or sequences. The input is never changed.
+
+        Parameters
+        ----------
+        data
+            Cells: an AnnData object, or the path of an ``.h5ad`` file or of a ``.csv`` table (a row per cell, its name first, a column
+            per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF file, plain or
+            gzipped.
+        level
+            ``"cell"`` or ``"sequence"`` (default): one vector per input. ``"gene"`` or ``"token"``: one per token of each input.
+            ``"base"``: one per base of each sequence, that of the token which covers it; a base in two windows gets the mean of both,
+            one that was cut off NaN. ``"variant"``: of each variant of a VCF file, the vector of the alternative window minus that of
+            the reference; otherwise both are sequences of their own, ``name/ref`` and ``name/alt``.
+        layer
+            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, ``X``, ``raw`` that
+            holds counts.
+        gene_ids
+            Cells: the column of ``var`` with the gene identifiers, or ``"index"``. Default: the one that matches most genes.
+        species
+            Cells: the species of the data, to be checked against the model's.
+        recipe
+            Named bundle of `pooling` and `output_layer`; ``cellfm info MODEL`` lists them.
+        pooling
+            How tokens become one vector; default: the recipe's.
+        output_layer
+            0 = embedding output, k = after block k, -1 = last; default: the recipe's.
+        batch_tokens
+            Tokens that are computed together. Changes speed and memory, never a vector.
+        seed
+            For models that sample; a cell's draw depends on its content and this number alone.
+        on_empty
+            What to do with a cell without any gene the model knows, or an empty sequence: ``"nan"``, a row of NaN, or ``"error"``.
+            Default: NaN; but an empty string in a list, dict or Series is an error, for it is a slip rather than data.
+            One vector per token or base of nothing is no vector, and no error.
+        progress
+            Show a progress bar; default: on a terminal.
+        long
+            Sequences longer than the model's input: ``"error"``, ``"truncate"`` (keep the beginning) or ``"tile"`` (windows, averaged).
+        overlap
+            With ``"tile"``, bases that neighbouring windows share.
+        reverse_complement
+            ``"mean"``: average over both strands.
+        genome
+            BED and VCF files only: the FASTA file of the assembly. An index (``.fai``) is made beside it where there is none.
+        window
+            VCF files only: bases of the window around each variant.
+
+        Returns
+        -------
+        ``(n, d)`` float32 in the order of the input, or a :class:`Ragged` with ``(total, d)`` float32.
+
+        Raises
+        ------
+        InputError
+            If the data or an option cannot be used; the message says what to do.
+        """
+        return self.run(
+            data,
+            level=level,
+            layer=layer,
+            gene_ids=gene_ids,
+            species=species,
+            recipe=recipe,
+            pooling=pooling,
+            output_layer=output_layer,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            on_empty=on_empty,
+            progress=progress,
+            long=long,
+            overlap=overlap,
+            reverse_complement=reverse_complement,
+            genome=genome,
+            window=window,
+        ).values
+
+    def run(self, data: Any, *, level: Level | None = None, **options: Unpack[EncodeOptions]) -> Result:
+        """Embed as :meth:`encode` does, and return the row names and the receipt too."""
+        request = self._request(level=level, **options)
+        tally = Tally()
+        if isinstance(self.adapter, TokenAdapter):
+            parts: list[Vectors] = []
+            ragged: list[Ragged] = []
+            names: list[str] = []
+
+            def finished() -> Result:
+                return self._result(Ragged.concatenate(ragged) if request.per_token else np.concatenate(parts), names, request, tally)
+
+            with (
+                self._blocks(data, request, tally) as (total, stream),
+                progress_bar(self.name, total, show=request.progress) as advance,
+            ):
+                try:
+                    for block in stream:
+                        vectors = self._embed_block(block, request, advance)
+                        if request.per_token:
+                            ragged.append(unpool(vectors, block, request.level, self._token_adapter()))
+                        else:
+                            parts.append(vectors)
+                        names += block.names
+                except InputError as error:
+                    if names and self.modality == "sequence":
+                        error.finished = finished()
+                    raise
+            return finished()
+        return self._result(*self._features(data, request, tally), request, tally)
+
+    def _result(self, values: Vectors | Ragged, names: list[str], request: Request, tally: Tally) -> Result:
+        """Write the receipt, and say what the user should know."""
+        self.receipt = self._receipt(request, tally)
+        for text in tally.warnings():
+            logger.warning("%s: %s", self.name, text)
+        logger.info("%s: embedded %d rows", self.name, tally.rows)
+        return Result(values, names, self.receipt)
+
+    def tokenize(
+        self,
+        data: Any,
+        *,
+        layer: str | None = None,
+        gene_ids: str | None = None,
+        species: str | None = None,
+        seed: int | None = None,
+        on_empty: OnEmpty | None = None,
+        long: Long = "error",
+        overlap: int = 0,
+        genome: str | Path | None = None,
+        window: int = WINDOW,
+    ) -> Tokens:
+        """Turn data into tokens, as the network will see them. The options are those of :meth:`encode`.
+
+        Returns
+        -------
+        :class:`Tokens`; a cell without any usable gene is an empty row.
+
+        Raises
+        ------
+        InputError
+            If the data cannot be used, or the model has no tokens.
+        """
+        self._token_adapter()
+        request = self._request(
+            layer=layer,
+            gene_ids=gene_ids,
+            species=species,
+            seed=seed,
+            on_empty=on_empty or "nan",
+            long=long,
+            overlap=overlap,
+            genome=genome,
+            window=window,
+        )
+        with self._blocks(data, request, Tally()) as (_, stream):
+            blocks = list(stream)
+        return join(blocks)
+
+    @overload
+    def encode_tokens(
+        self,
+        tokens: Tokens,
+        *,
+        level: Literal["gene", "token", "base"],
+        recipe: str = ...,
+        output_layer: int | None = ...,
+        batch_tokens: int | None = ...,
+    ) -> Ragged: ...
+    @overload
+    def encode_tokens(
+        self,
+        tokens: Tokens,
+        *,
+        level: Literal["cell", "sequence"] | None = None,
+        recipe: str = ...,
+        pooling: str | None = ...,
+        output_layer: int | None = ...,
+        batch_tokens: int | None = ...,
+    ) -> Vectors: ...
+    def encode_tokens(
+        self,
+        tokens: Tokens,
+        *,
+        level: Level | None = None,
+        recipe: str = "default",
+        pooling: str | None = None,
+        output_layer: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> Vectors | Ragged:
+        """Run the network alone, on tokens from :meth:`tokenize` or made by the caller.
+
+        Parameters
+        ----------
+        tokens
+            Rows as the network shall see them, special tokens included.
+        level, recipe, pooling, output_layer, batch_tokens
+            As in :meth:`encode`.
+
+        Returns
+        -------
+        ``(n, d)`` float32, NaN for empty rows; or a :class:`Ragged`. Rows that belong to one input (``tokens.rows``) are combined.
+
+        Raises
+        ------
+        InputError
+            If an id is not in the vocabulary, or a row is longer than the network's input.
+        """
+        adapter = self._token_adapter()
+        request = self._request(level=level, recipe=recipe, pooling=pooling, output_layer=output_layer, batch_tokens=batch_tokens)
+        if request.level == "variant":
+            msg = "level='variant' needs a VCF file and a genome; pass them to encode()"
+            raise InputError(msg)
+        self._check_tokens(tokens)
+        inputs = len(tokens) if tokens.rows is None else int(tokens.rows.max(initial=-1)) + 1
+        bases = input_bases(tokens, inputs) if request.level == "base" else None
+        block = TokenBlock(tokens, [str(i) for i in range(inputs)], bases=bases)
+        values = self._embed_block(block, request)
+        self.receipt = self._receipt(request, Tally(rows=inputs, empty=len(empty_inputs(tokens, inputs))))
+        return unpool(values, block, request.level, adapter) if request.per_token else values
+
+    def gene_embeddings(self, *, species: str | None = None) -> pd.DataFrame:
+        """Return the static vector of every gene, independent of any cell.
+
+        Parameters
+        ----------
+        species
+            Of which species, where the model has several; default: its first.
+
+        Returns
+        -------
+        Index gene id, ``d`` float32 columns.
+
+        Raises
+        ------
+        InputError
+            If the model has none.
+        """
+        if not isinstance(self.adapter, CellAdapter):
+            msg = f"{self.name} has no gene embeddings; models of cells with a network do"
+            raise InputError(msg)
+        if species is None:
+            return self.adapter.gene_embeddings()
+        check_species(species, self.name, self.entry, self.adapter)
+        return self.adapter.gene_embeddings_of(species)
+
+    # What was asked for
+
+    def _token_adapter(self) -> TokenAdapter:
+        if not isinstance(self.adapter, TokenAdapter):
+            msg = f"{self.name} has no tokens: it is a plain function of its input; use encode()"
+            raise InputError(msg)
+        return self.adapter
+
+    def _request(self, *, level: Level | None = None, **given: Unpack[EncodeOptions]) -> Request:
+        return make_request(
+            self.name,
+            self.entry,
+            self.adapter,
+            device=self.device,
+            default_batch_tokens=self._batch_tokens,
+            default_seed=self._seed,
+            level=level,
+            **given,
+        )
+
+    # From data to tokens
+
+    @contextmanager
+    def _blocks(self, data: Any, request: Request, tally: Tally) -> Iterator[tuple[int | None, Iterator[TokenBlock]]]:
+        """Give the number of inputs, if known, and a stream of their tokens."""
+        if isinstance(self.adapter, CellAdapter):
+            with open_cells(data, self.adapter.obs_columns, self.name) as cells:
+                yield len(cells), self._cell_tokens(cells, request, tally)
+        else:
+            yield (
+                len(data) if hasattr(data, "__len__") and not isinstance(data, str) else None,
+                self._sequence_tokens(data, request, tally),
+            )
+
+    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+        adapter = self.adapter
+        assert isinstance(adapter, CellAdapter)
+        matrix = find_counts(cells, request.layer, adapter.values)
+        match = adapter.gene_matcher(request.species, identifier_columns(matrix.var, request.gene_ids))
+        requires = self.entry.requires
+        column, genes = choose_gene_ids(
+            matrix.var,
+            match,
+            column=request.gene_ids,
+            preferred=adapter.gene_columns,
+            model=self.name,
+            symbols_of=requires.species if "symbol" in (requires.ids or "") else (),
+        )
+        if request.dataset_dependent:
+            genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
+        tally.facts |= {
+            "counts_from": matrix.name,
+            "gene_ids": column,
+            "genes": matrix.shape[1],
+            "genes_used": genes.n_matched,
+            "genes_summed": genes.n_summed,
+            **genes.facts,
+        }
+        for note in genes.notes:
+            logger.warning("%s: %s", self.name, note)
+        for block in count_blocks(cells, matrix, values=adapter.values):
+            known = genes.apply(block.counts)
+            tokens = adapter.tokenize(known, genes, block.obs, request.seed)
+            names = block.obs.index.astype(str).tolist()
+            if adapter.values != "log values":  # a share of logarithms says nothing
+                tally.counts += float(block.counts.data.sum(dtype=np.float64))
+                tally.counts_used += float(known.data.sum(dtype=np.float64))
+            self._count(tokens, names, request, tally)
+            yield TokenBlock(tokens, names)
+
+    def _sequence_tokens(self, data: Any, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+        adapter = self.adapter
+        assert isinstance(adapter, SequenceAdapter)
+        case: Case = getattr(self._options, "case", "upper")
+        for block in _sequences(data, request):
+            alleles = [clean(block.names, sequences, case, tally.bases) for sequences in _alleles(block)]
+            parts, forward = [], []
+            for sequences in alleles:
+                bodies = [adapter.tokenize(strand) for strand in _strands(sequences, request)]
+                fitted = [
+                    fit_to_model(
+                        body,
+                        block.names,
+                        max_tokens=None if adapter.unlimited and request.long == "error" else adapter.max_tokens,
+                        prefix=adapter.prefix,
+                        suffix=adapter.suffix,
+                        long=request.long,
+                        overlap=request.overlap,
+                    )
+                    for body in bodies
+                ]
+                parts += fitted
+                forward.append(fitted[0])
+                self._count_bases(bodies[0], fitted[0], request, tally)
+            tokens = stack_parts(parts, len(block.names)) if len(parts) > 1 else parts[0]
+            cuts = [part.cut for part in forward if part.cut is not None]
+            self._count(replace(forward[0], cut=np.max(cuts, axis=0)) if cuts else forward[0], block.names, request, tally)
+            yield TokenBlock(
+                tokens,
+                block.names,
+                strands=len(parts) // len(alleles),
+                alleles=len(alleles),
+                bases=np.array([len(s) for s in alleles[0]], dtype=np.int64),
+            )
+
+    def _count_bases(self, body: Tokens, fitted: Tokens, request: Request, tally: Tally) -> None:
+        assert isinstance(self.adapter, SequenceAdapter)
+        assert body.widths is not None
+        assert fitted.widths is not None
+        if self.adapter.unknown_id is not None:
+            tally.bases.unknown += int(body.widths[body.ids == self.adapter.unknown_id].sum())
+        if request.long == "truncate":
+            tally.bases.truncated += int(body.widths.sum()) - int(fitted.widths.sum())
+
+    def _count(self, tokens: Tokens, names: list[str], request: Request, tally: Tally) -> None:
+        empty = empty_inputs(tokens, len(names))
+        if len(empty) and request.on_empty == "error":
+            name = names[empty[0]]
+            if self.modality == "sequence":
+                msg = f"sequence {name!r} is empty; remove it, or pass on_empty='nan'"
+                raise SequenceError(msg)
+            msg = f"cell {name!r} holds no gene that {self.name} knows; remove it, or pass on_empty='nan'"
+            raise InputError(msg)
+        tally.rows += len(names)
+        tally.empty += len(empty)
+        if tokens.cut is not None:
+            cut = np.flatnonzero(tokens.cut)
+            tally.truncated += len(cut) if tokens.rows is None else len(np.unique(tokens.rows[cut]))
+
+    def _check_tokens(self, tokens: Tokens) -> None:
+        adapter = self._token_adapter()
+        size = len(adapter.vocabulary)
+        if len(tokens.ids) and (tokens.ids.min() < 0 or tokens.ids.max() >= size):
+            wrong = tokens.ids[(tokens.ids < 0) | (tokens.ids >= size)][0]
+            msg = f"token id {wrong} is not in the vocabulary of {self.name} (0 to {size - 1}); tokenize with the same checkpoint"
+            raise InputError(msg)
+        longest = int(tokens.lengths.max(initial=0))
+        if longest > adapter.max_tokens and not adapter.unlimited:
+            msg = f"a row has {longest:,} tokens, {self.name} takes at most {adapter.max_tokens:,}; cut it, or use encode(long=...)"
+            raise InputError(msg)
+
+    # From tokens to vectors
+
+    def _embed_block(self, block: TokenBlock, request: Request, advance: Callable[[float], None] = lambda _inputs: None) -> Vectors:
+        """Run the network on a block: ``(inputs, d)``, or ``(tokens, d)``. `advance` is told how many inputs are done."""
+        adapter = self._token_adapter()
+        pooling = request.pooling
+        adapter.prepare(block.tokens)
+        inputs_per_row = len(block.names) / max(len(block.tokens), 1)
+
+        def forward(batch: Any) -> torch.Tensor:
+            if pooling is None:
+                return adapter.token_vectors(batch, request.output_layer)
+            return adapter.pool(adapter.network(batch, request.output_layer), batch, pooling)
+
+        values = run_network(
+            forward,
+            block.tokens,
+            dim=adapter.width(pooling, request.output_layer),
+            per_token=request.per_token,
+            out_lengths=adapter.token_rows(block.tokens).lengths if pooling is None else None,
+            device=self.device,
+            batch_tokens=request.batch_tokens,
+            on_batch=lambda rows: advance(rows * inputs_per_row),
+        )
+        advance(np.count_nonzero(block.tokens.lengths == 0) * inputs_per_row)  # empty rows are in no batch
+        if self._guard_overflow:
+            expected = np.ones(len(values), bool) if request.per_token else block.tokens.lengths > 0
+            if not np.isfinite(values[expected]).all():
+                logger.warning("%s overflows in float16; computing in bfloat16 from here on", self.name)
+                self.dtype, self._guard_overflow = torch.bfloat16, False
+                # From the files: a weight that overflowed is lost in float16.
+                self.adapter = type(adapter).load(self.files, self._options, self.device, self.dtype)
+                return self._embed_block(block, request)  # the bar has moved already
+        if pooling is None:
+            return values
+        vectors = combine(values, block, pooling)
+        return unit_length(vectors) if request.normalize else vectors
+
+    def _features(self, data: Any, request: Request, tally: Tally) -> tuple[Vectors, list[str]]:
+        """Apply a model without a network."""
+        if isinstance(self.adapter, CellFeatures):
+            with open_cells(data, (), self.name) as cells:
+                matrix = find_counts(cells, request.layer)
+                counts = sp.csr_matrix(sp.vstack([block.counts for block in count_blocks(cells, matrix)], format="csr"))
+                names = cells.obs.index.astype(str).tolist()
+            tally.facts |= {"counts_from": matrix.name, "genes": matrix.shape[1]}
+            usable = np.asarray(counts.sum(axis=1)).ravel() > 0
+            if not usable.any():
+                msg = f"every cell of {cells.origin} is empty; there is nothing to embed"
+                raise InputError(msg)
+            vectors = self.adapter.embed(counts[usable], request.seed)
+            values: Vectors = np.full((len(names), vectors.shape[1]), np.nan, dtype=np.float32)
+            values[usable] = vectors
+        else:
+            assert isinstance(self.adapter, SequenceFeatures)
+            names, parts = [], []
+            for block in _sequences(data, request):
+                of_alleles = []
+                for sequences in _alleles(block):
+                    cleaned = clean(block.names, sequences, "upper", tally.bases)
+                    of_strands = [self.adapter.embed(strand) for strand in _strands(cleaned, request)]
+                    of_alleles.append(np.mean(of_strands, axis=0, dtype=np.float32))
+                parts.append(of_alleles[1] - of_alleles[0] if len(of_alleles) > 1 else of_alleles[0])
+                names += block.names
+            values = np.concatenate(parts)
+        empty = np.flatnonzero(np.isnan(values).any(axis=1))
+        if len(empty) and request.on_empty == "error":
+            msg = f"row {names[empty[0]]!r} is empty ({len(empty)} in all); remove it, or pass on_empty='nan'"
+            raise InputError(msg)
+        tally.rows, tally.empty = len(names), len(empty)
+        return values, names
+
+    def _receipt(self, request: Request, tally: Tally) -> Receipt:
+        entry, files = self.entry, self.files
+        receipt: Receipt = {
+            "model": self.name,
+            "family": entry.family,
+            "weights": files.origin,
+            "licence": entry.licence,
+            "recipe": request.recipe,
+            "level": request.level,
+            "seed": request.seed,
+            "options": as_text(self._options.model_dump(mode="json")),
+            "dataset_dependent": request.dataset_dependent,
+            "device": str(self.device),
+            "precision": str(self.dtype).removeprefix("torch."),
+        }
+        if isinstance(self.adapter, TokenAdapter):
+            receipt |= {
+                "pooling": request.pooling or "none",
+                "normalize": request.normalize,
+                "output_layer": request.output_layer,
+                "attention": BACKEND,
+                "weights_sha256": self._weights_sha256(),
+            }
+        if self.modality == "sequence":
+            receipt |= {
+                "long": request.long,
+                "overlap": request.overlap,
+                "reverse_complement": request.reverse_complement or "none",
+            }
+        if request.genome is not None:
+            receipt |= {"genome": str(request.genome), "window": request.window}
+        return receipt | tally.receipt() | versions()
+
+    def _weights_sha256(self) -> str:
+        weights = [path for name, path in self.files.used.items() if path.suffix in WEIGHT_SUFFIXES or name.endswith(".index.json")]
+        return self.files.weights_sha256(weights[0])
+
+
+def _sequences(data: Any, request: Request) -> Iterator[SequenceBlock]:
+    """Read sequences; variants as pairs where their difference is asked for, else as rows."""
+    # No bases, no tokens: fine one by one. But there is no vector of nothing.
+    may_be_empty = request.on_empty == "nan" or request.per_token or isinstance(data, str | Path)
+    for block in sequence_blocks(data, genome=request.genome, window=request.window, may_be_empty=may_be_empty):
+        if block.alternatives is None and request.level == "variant":
+            msg = "level='variant' is the difference of two alleles; it needs a VCF file, and genome= with its FASTA file"
+            raise InputError(msg)
+        yield block if block.alternatives is None or request.level == "variant" else block.alleles_as_rows()
+
+
+def _alleles(block: SequenceBlock) -> list[list[str]]:
+    return [block.sequences] if block.alternatives is None else [block.sequences, block.alternatives]
+
+
+def _strands(sequences: list[str], request: Request) -> list[list[str]]:
+    return [sequences, [reverse_complement(s) for s in sequences]] if request.reverse_complement else [sequences]

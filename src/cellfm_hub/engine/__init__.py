@@ -1,0 +1,1 @@
+"""Plan batches, choose device and precision, run networks."""

@@ -1,0 +1,80 @@
+"""What a result says of itself: flat, so that every file format can hold it."""
+
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from cellfm_hub.sequences import BaseCounts
+
+Receipt = dict[str, str | int | float | bool]
+
+
+@dataclass
+class Tally:
+    """What happened to the rows of a run, added up as they pass."""
+
+    rows: int = 0
+    empty: int = 0
+    """Rows without anything the model can use; their vectors are NaN."""
+    truncated: int = 0
+    """Rows of which only a part fitted into the model's input."""
+    facts: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """What was read: the matrix, the gene column, the coverage."""
+    counts: float = 0.0
+    counts_used: float = 0.0
+    """Total counts, and those on genes the model knows."""
+    bases: BaseCounts = field(default_factory=BaseCounts)
+
+    def warnings(self) -> list[str]:
+        """Say what a user should know without asking."""
+        said = []
+        if self.empty:
+            said.append(f"{self.empty:,} of {self.rows:,} rows hold nothing the model knows; their vectors are NaN")
+        if self.truncated:
+            bases = f" ({self.bases.truncated:,} bases)" if self.bases.truncated else ""
+            said.append(f"{self.truncated:,} of {self.rows:,} rows were longer than the model's input and were cut{bases}")
+        if self.bases.upper_cased:
+            said.append(f"{self.bases.upper_cased:,} of {self.bases.bases:,} bases were lower case and were upper-cased")
+        if self.bases.u_to_t:
+            said.append(f"{self.bases.u_to_t:,} U were read as T")
+        if self.bases.unknown:
+            said.append(f"{self.bases.unknown:,} of {self.bases.bases:,} bases are unknown to the model")
+        if self.counts and self.counts_used < 0.5 * self.counts:
+            said.append(f"the model knows genes with only {self.counts_used / self.counts:.0%} of all counts")
+        return said
+
+    def receipt(self) -> Receipt:
+        """Return the tally's own entries."""
+        out: Receipt = {"n_rows": self.rows, "n_empty": self.empty, "n_truncated": self.truncated, **self.facts}
+        if self.counts:
+            out["counts_used"] = round(self.counts_used / self.counts, 6)
+        if self.bases.bases:
+            out |= {
+                "bases": self.bases.bases,
+                "bases_upper_cased": self.bases.upper_cased,
+                "bases_u_to_t": self.bases.u_to_t,
+                "bases_ambiguous": self.bases.ambiguous,
+                "bases_unknown": self.bases.unknown,
+                "bases_truncated": self.bases.truncated,
+            }
+        return out
+
+
+def versions() -> Receipt:
+    """Return the versions that numbers depend on."""
+    return {
+        "cellfm_hub_version": version("cellfm-hub"),
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
+    }
+
+
+def as_text(value: Any) -> str:
+    """Write a nested value as one string."""
+    return json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,196 @@
+"""One call of ``encode``: what may be asked for, and what was."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
+
+import torch
+
+from cellfm_hub.adapter import Adapter, CellAdapter, TokenAdapter
+from cellfm_hub.cards import Recipe
+from cellfm_hub.engine.device import choose_batch_tokens
+from cellfm_hub.errors import InputError, SpeciesError, did_you_mean
+from cellfm_hub.registry import Entry
+from cellfm_hub.sequences import Long
+from cellfm_hub.sources.genome import WINDOW
+
+Level = Literal["cell", "gene", "sequence", "token", "base", "variant"]
+OnEmpty = Literal["nan", "error"]
+
+LEVELS: dict[str, tuple[Level, ...]] = {"cell": ("cell", "gene"), "sequence": ("sequence", "token", "base", "variant")}
+"""Modality -> its levels, first the default: one vector per input."""
+
+
+class EncodeOptions(TypedDict, total=False):
+    """Keyword options of :meth:`Embedder.encode`."""
+
+    layer: str | None
+    gene_ids: str | None
+    species: str | None
+    recipe: str
+    pooling: str | None
+    output_layer: int | None
+    batch_tokens: int | None
+    seed: int | None
+    on_empty: OnEmpty | None
+    progress: bool | None
+    long: Long
+    overlap: int
+    reverse_complement: Literal["mean"] | None
+    genome: str | Path | None
+    window: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of ``encode`` after validation."""
+
+    level: Level
+    recipe: str
+    pooling: str | None
+    """``None`` for one vector per token."""
+    normalize: bool
+    """Whether vectors are scaled to length 1."""
+    output_layer: int
+    """Counted from the front."""
+    layer: str | None
+    gene_ids: str | None
+    species: str | None
+    dataset_dependent: bool
+    """Whether a vector may depend on the other rows."""
+    batch_tokens: int
+    seed: int
+    on_empty: OnEmpty | None
+    progress: bool | None
+    long: Long
+    overlap: int
+    reverse_complement: Literal["mean"] | None
+    genome: str | Path | None
+    window: int
+
+    @property
+    def per_token(self) -> bool:
+        """Whether vectors are not pooled."""
+        return self.pooling is None
+
+
+def make_request(
+    name: str,
+    entry: Entry,
+    adapter: Adapter,
+    *,
+    device: torch.device,
+    default_batch_tokens: int | None,
+    default_seed: int,
+    level: Level | None = None,
+    **given: Unpack[EncodeOptions],
+) -> Request:
+    """Validate the options of a call of ``encode`` and fill in the defaults.
+
+    Parameters
+    ----------
+    name, entry, adapter, device
+        The loaded model.
+    default_batch_tokens, default_seed
+        What :func:`cellfm_hub.load` was given.
+    level, given
+        What the user gave.
+
+    Raises
+    ------
+    InputError
+        Naming the option, what it may be, and what to do.
+    """
+    levels = LEVELS[entry.modality]
+    level = level or levels[0]
+    if level not in levels:
+        msg = f"level={level!r} is not one of {name}, a model of {entry.modality}s; use {' or '.join(map(repr, levels))}"
+        raise InputError(msg)
+    of_sequences = ("long", "overlap", "reverse_complement", "genome", "window")
+    foreign = {"cell": of_sequences, "sequence": ("layer", "gene_ids", "species")}[entry.modality]
+    neutral = {"long": "error", "overlap": 0, "window": WINDOW}
+    if wrong := [option for option in foreign if given.get(option, neutral.get(option)) != neutral.get(option)]:
+        msg = f"{', '.join(wrong)}: not an option of {name}, a model of {entry.modality}s; leave it out"
+        raise InputError(msg)
+    for option, allowed in (
+        ("on_empty", (None, "nan", "error")),
+        ("long", ("error", "truncate", "tile")),
+        ("reverse_complement", (None, "mean")),
+    ):
+        if option in given and given[option] not in allowed:  # type: ignore[literal-required]
+            msg = f"{option}={given[option]!r} is not known; use {' or '.join(map(repr, allowed))}"  # type: ignore[literal-required]
+            raise InputError(msg)
+    if given.get("overlap", 0) < 0:
+        msg = f"overlap={given['overlap']}; expected a number of bases, 0 or more"
+        raise InputError(msg)
+    if given.get("window", WINDOW) < 1:
+        msg = f"window={given['window']}; expected a number of bases, 1 or more"
+        raise InputError(msg)
+    if species := given.get("species"):
+        check_species(species, name, entry, adapter)
+    recipe = given.get("recipe", "default")
+    if recipe not in entry.recipes:
+        nearest = did_you_mean(recipe, entry.recipes)
+        msg = f"recipe={recipe!r} is not one of {name}.{nearest} It has {', '.join(entry.recipes)}"
+        raise InputError(msg)
+    per_token = level in ("gene", "token", "base")
+    pooling, output_layer = _network_choices(
+        name, entry.recipes[recipe], adapter, given.get("pooling"), given.get("output_layer"), per_token=per_token
+    )
+    chosen = entry.recipes[recipe]
+    rc = given.get("reverse_complement")
+    if rc and per_token:
+        msg = f"reverse_complement='mean' averages whole vectors; with level={level!r} embed the other strand by itself"
+        raise InputError(msg)
+    budget = given.get("batch_tokens")
+    seed = given.get("seed")
+    return Request(
+        level=level,
+        recipe=recipe,
+        pooling=pooling,
+        normalize=chosen.normalize and not per_token and given.get("pooling") in (None, chosen.pooling),
+        output_layer=output_layer,
+        layer=given.get("layer"),
+        gene_ids=given.get("gene_ids"),
+        species=species,
+        dataset_dependent=entry.dataset_dependent or adapter.dataset_dependent or chosen.dataset_dependent,
+        batch_tokens=choose_batch_tokens(default_batch_tokens if budget is None else budget, device),
+        seed=default_seed if seed is None else seed,
+        on_empty=given.get("on_empty"),
+        progress=given.get("progress"),
+        long=given.get("long", "error"),
+        overlap=given.get("overlap", 0),
+        reverse_complement=rc,
+        genome=given.get("genome"),
+        window=given.get("window", WINDOW),
+    )
+
+
+def check_species(species: str, name: str, entry: Entry, adapter: Adapter) -> None:
+    """Raise a SpeciesError unless the model knows the species."""
+    known = (adapter.species if isinstance(adapter, CellAdapter) else ()) or entry.requires.species
+    if known and species not in known:
+        msg = f"species={species!r}, but {name} is a model of {', '.join(known)}; 'cellfm models' lists others"
+        raise SpeciesError(msg)
+
+
+def _network_choices(
+    name: str, recipe: Recipe, adapter: Adapter, pooling: str | None, output_layer: int | None, *, per_token: bool
+) -> tuple[str | None, int]:
+    """Return the pooling, ``None`` for one vector per token, and the layer counted from the front."""
+    if not isinstance(adapter, TokenAdapter):
+        if pooling is not None or output_layer is not None or per_token:
+            msg = f"{name} is a plain function of its input, without layers or tokens; leave out pooling, output_layer and level"
+            raise InputError(msg)
+        return "", 0
+    if pooling is not None and (per_token or pooling not in adapter.poolings):
+        allowed = "one vector per token is not pooled, leave it out" if per_token else f"use {', '.join(map(repr, adapter.poolings))}"
+        msg = f"pooling={pooling!r} is not possible with {name}: {allowed}"
+        raise InputError(msg)
+    wanted = recipe.output_layer if output_layer is None else output_layer
+    layer = wanted if wanted >= 0 else adapter.layers + 1 + wanted
+    if not 0 <= layer <= adapter.layers:
+        msg = f"output_layer={wanted} is not in {name}: use 0 (embedding output) to {adapter.layers},"
+        msg += f" or -1 (last) to {-adapter.layers - 1}"
+        raise InputError(msg)
+    return (None if per_token else pooling or recipe.pooling or adapter.poolings[0]), layer

@@ -1,0 +1,1 @@
+"""Read cells and sequences, block by block."""

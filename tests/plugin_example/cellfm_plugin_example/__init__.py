@@ -1,0 +1,1 @@
+"""A complete plug-in for cellfm-hub: one small model of sequences."""

@@ -1,0 +1,57 @@
+"""The contract suite over every registered family, on the portable golden checkpoints."""
+
+import anndata as ad
+import pytest
+
+import cellfm_hub as cf
+from cellfm_hub.registry import registry
+from cellfm_hub.sources.sequences import read_fasta
+from cellfm_hub.testing import check_cell_model, check_sequence_model
+from golden_cases import PORTABLE, Case
+
+
+def model_of(case: Case) -> str:
+    """Return the model that a case is about: the longest beginning of its name that is one (``nt-v1-basic`` -> ``nt``)."""
+    parts = case.name.split("-")
+    return next(name for end in range(len(parts), 0, -1) if (name := "-".join(parts[:end])) in registry().names)
+
+
+CASES = [pytest.param(Case(path), id=path.name) for path in sorted(PORTABLE.iterdir())]
+
+
+def load(case: Case) -> cf.Embedder:
+    return cf.load(model_of(case), checkpoint=case.checkpoint, device="cpu", precision="float32", options=case.options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_checkpoint(case: Case) -> None:
+    model = load(case)
+    if model.modality == "cell":
+        check_cell_model(model, ad.read_h5ad(case.path / "input.h5ad"))
+    else:
+        check_sequence_model(model, dict(read_fasta(case.path / "sequences.fasta")))
+
+
+@pytest.mark.parametrize("name", ["pca", "hvg"])
+def test_cell_baseline(name: str) -> None:
+    check_cell_model(cf.load(name, options={"n_top_genes": 100} | ({"n_components": 5} if name == "pca" else {})), cf.datasets.pbmc700())
+
+
+def test_sequence_baseline() -> None:
+    sequences = {str(i): s for i, s in enumerate(["ACGTTGCA", "TTTTTT", "ACGNNACGTA", "GATTACAGATTACA" * 9])}
+    check_sequence_model(cf.load("kmer"), sequences)
+    check_sequence_model(cf.load("kmer"), sequences, reverse_complement="mean")
+
+
+def test_every_family_has_a_case() -> None:
+    """A family with weights proves its numbers in this repository."""
+    with_cases = {registry().find(model_of(param.values[0])).family for param in CASES}
+    with_weights = {entry.family for entry in registry().checkpoints.values() if entry.checkpoint.source is not None}
+    assert with_weights == with_cases
+
+
+@pytest.mark.parametrize("name", sorted(registry().checkpoints))
+def test_options_are_documented(name: str) -> None:
+    """The card lists exactly the switches that the adapter takes."""
+    entry = registry().checkpoints[name]
+    assert set(entry.options) == set(entry.adapter_class().options.model_fields)
