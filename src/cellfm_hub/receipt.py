@@ -30,6 +30,14 @@ class Tally:
     """Total counts, and those on genes the model knows."""
     bases: BaseCounts = field(default_factory=BaseCounts)
 
+    def add(self, other: "Tally") -> None:
+        """Add the tally of other rows of the same data."""
+        self.facts |= other.facts
+        for name in ("rows", "empty", "truncated", "counts", "counts_used"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, count in vars(other.bases).items():
+            setattr(self.bases, name, getattr(self.bases, name) + count)
+
     def warnings(self) -> list[str]:
         """Say what a user should know without asking."""
         said = []

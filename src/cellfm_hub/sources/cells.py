@@ -210,16 +210,19 @@ def find_counts(data: CellData, layer: str | None, values: MatrixValues = "count
     raise CountsError(msg)
 
 
-def count_blocks(data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts") -> Iterator[CellBlock]:
-    """Read the count matrix block by block, checking every value.
+def count_blocks(
+    data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts", rows: range | None = None
+) -> Iterator[CellBlock]:
+    """Read the count matrix, or some rows of it, block by block, checking every value.
 
     Raises
     ------
     CountsError
         At the first value that is not a count (or what else the model reads), naming cell and gene.
     """
-    for start in range(0, len(data), block_rows):
-        stop = min(start + block_rows, len(data))
+    rows = range(len(data)) if rows is None else rows
+    for start in range(rows.start, rows.stop, block_rows):
+        stop = min(start + block_rows, rows.stop)
         block = CellBlock(start, matrix.rows(start, stop), data.obs.iloc[start:stop])
         if problem := _unfit(block, matrix, values):
             msg = f"no {_WANTED[values][0]} in {data.origin}: {problem}. Name the layer that holds {_WANTED[values][0]} with layer="
