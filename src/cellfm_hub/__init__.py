@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from cellfm_hub._settings import settings
     from cellfm_hub.api import embed, load
     from cellfm_hub.embedder import Embedder
+    from cellfm_hub.jobs.merge import merge
+    from cellfm_hub.jobs.run import Summary, embed_file
     from cellfm_hub.registry import ModelInfo, list_models
     from cellfm_hub.tokens import Ragged, Tokens
 
@@ -18,19 +20,25 @@ __all__ = [
     "Embedder",
     "ModelInfo",
     "Ragged",
+    "Summary",
     "Tokens",
     "__version__",
     "datasets",
     "embed",
+    "embed_file",
     "errors",
     "list_models",
     "load",
+    "merge",
     "settings",
 ]
 
 _HOMES = {
     "embed": "cellfm_hub.api",
+    "embed_file": "cellfm_hub.jobs.run",
     "load": "cellfm_hub.api",
+    "merge": "cellfm_hub.jobs.merge",
+    "Summary": "cellfm_hub.jobs.run",
     "Embedder": "cellfm_hub.embedder",
     "ModelInfo": "cellfm_hub.registry",
     "list_models": "cellfm_hub.registry",

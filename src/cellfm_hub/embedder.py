@@ -502,9 +502,7 @@ class Embedder:
 
     # From tokens to vectors
 
-    def finish(
-        self, prepared: Prepared, request: Request, advance: Callable[[float], None] = lambda _inputs: None
-    ) -> Vectors | Ragged:
+    def finish(self, prepared: Prepared, request: Request, advance: Callable[[float], None] = lambda _inputs: None) -> Vectors | Ragged:
         """Compute the vectors of a block, in its order."""
         block = prepared.block
         if isinstance(block, TokenBlock):

@@ -79,9 +79,7 @@ class CellInput:
         streams = [count_blocks(self._cells, self._matrices[kind], values=kind, rows=rows) for kind in kinds]
         for of_kinds in zip(*streams, strict=True):
             by_kind = dict(zip(kinds, of_kinds, strict=True))
-            yield [
-                self._prepare(task, by_kind[task.values], match) for task, match in zip(self._tasks, self._matches, strict=True)
-            ]
+            yield [self._prepare(task, by_kind[task.values], match) for task, match in zip(self._tasks, self._matches, strict=True)]
 
     def _prepare(self, task: Task, block: CellBlock, match: GeneMatch | None) -> Prepared:
         prepared = task.model.prepare_cells(block, match, task.request)
@@ -94,6 +92,10 @@ class CellInput:
         """Return the blocks of the part of this number, `part_rows` rows each; ``None`` behind the last."""
         start = number * part_rows
         return self.blocks(range(start, min(start + part_rows, self.rows))) if start < self.rows else None
+
+    def parts(self, part_rows: int) -> int:
+        """Return the number of parts."""
+        return -(-self.rows // part_rows)
 
 
 class SequenceInput:
@@ -133,6 +135,10 @@ class SequenceInput:
             self._stream = None
             raise
         return None
+
+    def parts(self, _part_rows: int) -> int:
+        """Return the number of parts, once :meth:`part` has found the last."""
+        return self._next
 
 
 Input = CellInput | SequenceInput
