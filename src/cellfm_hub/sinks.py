@@ -116,8 +116,6 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
     OutputError
         If the file cannot be written; what was there before is untouched.
     """
-    from anndata.io import write_elem
-
     try:
         if same_file(out, source):
             with changing(out, folder / "redo.npz") as file:
@@ -128,9 +126,9 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
         if out.suffix == ".h5ad":
             if source.suffix == ".h5ad":
                 shutil.copyfile(source, growing)
+            else:
+                _annotation(source, result).write_h5ad(growing)
             with hdf5_file(growing) as file:
-                if source.suffix != ".h5ad":
-                    write_elem(file, "/", _annotation(source, result))
                 _add_to_h5ad(file, result)
         elif out.suffix == ".zarr":
             _write_zarr(growing, source, result)
