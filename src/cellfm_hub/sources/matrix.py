@@ -130,7 +130,9 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def _as_csr(block: Any) -> CountMatrix:
-    csr = sp.csr_matrix(block if sp.issparse(block) else np.asarray(block))
+    if not sp.issparse(block):
+        return sp.csr_matrix(widened(np.asarray(block)))
+    csr = sp.csr_matrix(block)
     csr.data = widened(csr.data)
     return csr
 

@@ -238,7 +238,8 @@ def _recover_rows(
         for smallest in range(1, most + 1):
             scale_low, scale_high = low[0] / smallest, high[0] / smallest
             found[0] = smallest
-            chance = float(smallest)  # of passing, had the values nothing to do with counts
+            # Of passing, had the values nothing to do with counts; and of those that made the smallest more than 1.
+            chance, chance_of_rest = 1.0, float(smallest)
             i = 1
             while i < distinct:
                 least, greatest = low[i] / scale_high, high[i] / scale_low
@@ -250,12 +251,14 @@ def _recover_rows(
                     break
                 found[i] = k
                 chance *= min(1.0, greatest - least)
+                if k % smallest != 0:
+                    chance_of_rest *= min(1.0, greatest - least)
                 scale_low = max(scale_low, low[i] / k)
                 scale_high = min(scale_high, high[i] / k)
                 i += 1
             if i == distinct:
-                # Among so many tries one may fit by chance.
-                fault = 0 if smallest == 1 or chance <= 0.01 else 1
+                # Among so many tries one may fit by chance, so that a single wrong value would multiply all counts of its cell.
+                fault = 0 if smallest == 1 or chance_of_rest <= 0.001 else 1
                 bits[row] = -np.log2(max(chance, 1e-300))
                 scales[row] = (scale_low + scale_high) / 2
                 break
