@@ -156,13 +156,13 @@ def _add_to_h5ad(file: h5py.File, key: str, values: Vectors, receipt: Receipt) -
 def _anndata(source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt) -> Any:
     """Make an AnnData object of the result alone, with the annotation of the rows."""
     from anndata import AnnData
-    from anndata.io import read_elem
 
-    if source.suffix == ".h5ad":
-        with h5py.File(source, "r") as file:
-            obs = read_elem(file["obs"])
-    else:
-        obs = pd.DataFrame(index=pd.Index(names, name="id"))
+    from cellfm_hub.sources.cells import open_cells
+
+    obs = pd.DataFrame(index=pd.Index(names, name="id"))
+    if source.suffix in (".h5ad", ".zarr", ".h5mu", ".loom"):
+        with open_cells(source, None, "the result") as cells:
+            obs = cells.obs
     return AnnData(obs=obs, obsm={key: values}, uns={"cellfm": {key: receipt}})
 
 

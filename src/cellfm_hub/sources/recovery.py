@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellfm_hub.genes import CountMatrix
@@ -71,14 +72,15 @@ class Scaling:
         return counts, -1, ""
 
     def _solve(self, values: CountMatrix) -> tuple[CountMatrix, NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
-        offsets = values.indptr.astype(np.int64)
-        solved = _recover_rows(
-            values.data.astype(np.float64), offsets, self.kind == "log1p", self.precision, self.decimals, _MOST_FOR_SMALLEST
+        counts, faults, bits, scales = _recover_rows(
+            values.data.astype(np.float64),
+            values.indptr.astype(np.int64),
+            self.kind == "log1p",
+            self.precision,
+            self.decimals,
+            _MOST_FOR_SMALLEST,
         )
-        counts, faults, bits, scales = solved
-        matrix = values.astype(np.float64)
-        matrix.data = counts
-        return matrix, faults, bits, scales
+        return sp.csr_matrix((counts, values.indices, values.indptr), shape=values.shape), faults, bits, scales
 
 
 def recognise(sample: CountMatrix) -> tuple[Scaling | None, int, str]:
@@ -168,7 +170,7 @@ def _other_base(sample: CountMatrix, precisions: Sequence[float], rounded: float
     for base in (2, 10):
         if sample.data.max() * np.log(base) >= _LARGEST_LOGARITHM:
             continue
-        natural = sample.astype(np.float64) * np.log(base)
+        natural = sp.csr_matrix((sample.data.astype(np.float64) * np.log(base), sample.indices, sample.indptr), shape=sample.shape)
         for precision in precisions:
             _, faults, bits, _ = Scaling("log1p", precision, rounded * np.log(base))._solve(natural)
             if not faults.any() and bits.sum() >= _ENOUGH_BITS:
