@@ -235,9 +235,10 @@ def embed(
     typer.echo(f"{rows:,} {entry.modality}s x {width} in {seconds:.1f} s -> {where}")
     if "genes_used" in result.receipt:
         receipt = result.receipt
+        share = f"{receipt['counts_used']:.1%} of all counts, " if "counts_used" in receipt else ""  # not of logarithms
         typer.echo(
             f"genes: {receipt['genes_used']:,} of {receipt['genes']:,} known to the model (column {receipt['gene_ids']}), "
-            f"{receipt['counts_used']:.1%} of all counts, from {receipt['counts_from']}"
+            f"{share}from {receipt['counts_from']}"
         )
 
 

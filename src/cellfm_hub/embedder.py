@@ -25,7 +25,7 @@ from cellfm_hub.adapter import (
 from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
 from cellfm_hub.engine.run import run_network
-from cellfm_hub.errors import InputError, SequenceError
+from cellfm_hub.errors import CountsError, InputError, SequenceError
 from cellfm_hub.genes import choose_gene_ids, identifier_columns
 from cellfm_hub.nn.attention import BACKEND
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
@@ -402,7 +402,7 @@ class Embedder:
     def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
-        matrix = find_counts(cells, request.layer, adapter.values)
+        matrix = find_counts(cells, request.layer, adapter.values, order_only=adapter.order_only)
         match = adapter.gene_matcher(request.species, identifier_columns(matrix.var, request.gene_ids))
         requires = self.entry.requires
         column, genes = choose_gene_ids(
@@ -413,6 +413,10 @@ class Embedder:
             model=self.name,
             symbols_of=requires.species if "symbol" in (requires.ids or "") else (),
         )
+        if matrix.by_order and genes.n_summed:
+            msg = f"{genes.n_summed} columns would be added to others of the same gene, which is right for raw counts only,"
+            msg += f" but {matrix.name} holds none; leave one column for each gene, or pass raw counts"
+            raise CountsError(msg)
         if request.dataset_dependent:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
         tally.facts |= {
@@ -430,7 +434,13 @@ class Embedder:
             known = genes.apply(block.counts)
             tokens = adapter.tokenize(known, genes, block.obs, request.seed)
             names = block.obs.index.astype(str).tolist()
-            if adapter.values != "log values":  # a share of logarithms says nothing
+            if matrix.by_order and tokens.cut is not None and tokens.cut.any():
+                msg = (
+                    f"cell {names[int(np.argmax(tokens.cut > 0))]!r} has more genes than fit, and which are kept depends on the raw counts,"
+                )
+                msg += f" but {matrix.name} holds none; pass raw counts, or raise the longest input that the model's options allow"
+                raise CountsError(msg)
+            if adapter.values != "log values" and not matrix.by_order:  # a share of logarithms says nothing
                 tally.counts += float(block.counts.data.sum(dtype=np.float64))
                 tally.counts_used += float(known.data.sum(dtype=np.float64))
             self._count(tokens, names, request, tally)
