@@ -61,6 +61,10 @@ def check_output(out: Path, *, source: Path, key: str, overwrite: bool, per_toke
     if not writable:
         msg = f"{out} cannot be written: no permission there; choose another place with -o"
         raise OutputError(msg)
+    if out.suffix == ".h5ad" and _is_legacy(source):
+        msg = f"{source} was written by an AnnData before 0.7, whose files cannot take a result; choose .zarr, .parquet or .npy with -o,"
+        msg += " or write it anew with anndata.read_h5ad and write_h5ad"
+        raise OutputError(msg)
     if _same_file(out, source):
         if out.suffix != ".h5ad":
             msg = f"{out} is the input; only an .h5ad file can take the result in place, choose another name with -o"
@@ -113,6 +117,13 @@ def write(out: Path, *, source: Path, key: str, names: list[str], values: Vector
     except OSError as error:
         msg = f"{out} cannot be written: {error.strerror or error}; free space or choose another place with -o"
         raise OutputError(msg) from error
+
+
+def _is_legacy(source: Path) -> bool:
+    if source.suffix != ".h5ad" or not h5py.is_hdf5(source):
+        return False
+    with h5py.File(source, "r") as file:
+        return isinstance(file.get("obs"), h5py.Dataset)
 
 
 def _same_file(out: Path, source: Path) -> bool:
