@@ -72,6 +72,10 @@ def check_output(out: Path, *, source: Path, keys: Sequence[str], overwrite: boo
     if not writable:
         msg = f"{out} cannot be written: no permission there; choose another place with -o"
         raise OutputError(msg)
+    if out.suffix == ".h5ad" and _is_legacy(source):
+        msg = f"{source} was written by an AnnData before 0.7, whose files cannot take a result; choose .zarr, .parquet or .npy with -o,"
+        msg += " or write it anew with anndata.read_h5ad and write_h5ad"
+        raise OutputError(msg)
     if len(keys) > 1 and out.suffix not in (".h5ad", ".zarr"):
         msg = f"{out}: the vectors of several models go into one .h5ad or .zarr; choose such a name with -o, or one model at a time"
         raise OutputError(msg)
@@ -145,6 +149,13 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
         raise OutputError(msg) from error
 
 
+def _is_legacy(source: Path) -> bool:
+    if source.suffix != ".h5ad" or not h5py.is_hdf5(source):
+        return False
+    with h5py.File(source, "r") as file:
+        return isinstance(file.get("obs"), h5py.Dataset)
+
+
 def same_file(out: Path, source: Path) -> bool:
     """Whether the result goes into the input itself."""
     return out.exists() and source.exists() and out.samefile(source)
@@ -212,11 +223,12 @@ def _chunk_rows(width: int) -> int:
 def _annotation(source: Path, result: "Finished") -> Any:
     """Make an AnnData object without vectors, with the annotation of the rows."""
     from anndata import AnnData
-    from anndata.io import read_elem
 
-    if source.suffix == ".h5ad":
-        with h5py.File(source, "r") as file:
-            return AnnData(obs=read_elem(file["obs"]))
+    from cellfm_hub.sources.cells import open_cells
+
+    if source.suffix in (".h5ad", ".zarr", ".h5mu", ".loom"):
+        with open_cells(source, None, "the result") as cells:
+            return AnnData(obs=cells.obs)
     return AnnData(obs=pd.DataFrame(index=pd.Index([name for names in result.names() for name in names], name="id")))
 
 
