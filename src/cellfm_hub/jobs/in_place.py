@@ -93,9 +93,15 @@ class _HeldBack(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         self.size = self._at if size is None else size
-        if self.size >= self.end:
-            os.ftruncate(self._descriptor, self.size)
+        try:
+            if self.size >= self.end and self.error is None:
+                os.ftruncate(self._descriptor, self.size)
+        except OSError as error:
+            self.error = error
         return self.size
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered here."""
 
 
 @contextmanager
