@@ -232,7 +232,9 @@ def test_ctrl_c(tmp_path: Path) -> None:
     with Journal(work_folder(out)) as journal:
         assert len(journal.parts) == finished
     cf.embed_file(data, "scgpt", out=out, resume=True, **CELLS)
-    np.testing.assert_allclose(vectors(out, ""), cf.load("scgpt", **{k: v for k, v in CELLS.items() if k != "progress"}).encode(data), atol=2e-6)
+    np.testing.assert_allclose(
+        vectors(out, ""), cf.load("scgpt", **{k: v for k, v in CELLS.items() if k != "progress"}).encode(data), atol=2e-6
+    )
 
 
 # Refused
@@ -251,9 +253,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_other_options_are_refused(
-    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], says: str
-) -> None:
+def test_other_options_are_refused(cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], says: str) -> None:
     out = tmp_path / "out.npy"
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
