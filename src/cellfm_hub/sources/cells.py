@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from cellfm_hub.errors import CountsError, InputError
 from cellfm_hub.genes import CountMatrix
@@ -208,6 +209,12 @@ def find_counts(data: CellData, layer: str | None, values: MatrixValues = "count
     msg = f"no {_WANTED[values][0]} in {data.origin}: {'; '.join(problems)}. {_WANTED[values][1]}:"
     msg += " name the layer that holds them with layer=, or go back to the unprocessed matrix"
     raise CountsError(msg)
+
+
+def column_totals(matrix: Matrix, rows: int = 1024) -> NDArray[np.float64]:
+    """Return the sum of each column over the first rows, ``(n_vars,)``."""
+    block = matrix.rows(0, min(rows, matrix.shape[0]))
+    return np.asarray(block.sum(axis=0, dtype=np.float64)).ravel()
 
 
 def count_blocks(data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts") -> Iterator[CellBlock]:
