@@ -65,7 +65,8 @@ class Options(BaseModel):
         if not schema:
             return "this model takes no options"
         shown = []
-        for name, field in cls.model_fields.items():
+        own_first = sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__)
+        for name, field in own_first:
             values = " | ".join(str(v) for v in schema[name].get("enum", ()))
             shown.append(f"{name}={field.default}" + (f" ({values})" if values else ""))
         return f"allowed, with their defaults: {', '.join(shown)}"

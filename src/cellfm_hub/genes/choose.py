@@ -7,8 +7,10 @@ of the same gene that it does know, a current one before a former one before an 
 data. Then
 
 * a name that the model knows as it is written is never replaced;
-* several columns of one gene are summed, but a former name, an alias, another case or a date yields to a column that names the gene
-  rightly: both cannot mean the same gene in one annotation;
+* a former name, an alias, another case or a date yields to a column that names the gene rightly: both cannot mean the same gene in one
+  annotation;
+* ``gene_names="resolve"`` sums several columns of one gene; otherwise the family's own rule decides: Geneformer sums different identifiers
+  of a gene but not the same one twice, scGPT and UCE take each column for itself, scFoundation sums;
 * ambiguous names are counted and left out.
 
 The decision looks at identifiers alone, never at counts, so that it is the same for any selection of cells. Counts decide which of several
@@ -107,11 +109,15 @@ def choose_gene_ids(
     book = name_book(species) if species else None
     written = [] if orthologs else [_Reading(name, name, match(columns[name]), {}) for name in order]
     plain = all(reading.genes.n_other == 0 for reading in written)
-    resolved = [_resolved(name, columns[name], match, book, orthologs=orthologs) for name in order] if book and plain else []
+    resolved = (
+        [_resolved(name, columns[name], match, book, orthologs=orthologs, together=resolve or orthologs) for name in order]
+        if book and plain
+        else []
+    )
     found = [reading for reading in resolved if reading is not None]
 
-    best = _best(written, totals)
-    better = _best(found, totals)
+    best = _best(written, preferred, totals)
+    better = _best(found, preferred, totals)
     if better is not None and (best is None or resolve or better.genes.n_matched > 2 * best.genes.n_matched):
         return better.label, _described(better, None)
     if best is None:
@@ -119,8 +125,11 @@ def choose_gene_ids(
     return best.label, _described(best, next((r for r in found if r.column == best.column), None))
 
 
-def _best(readings: Sequence[_Reading], totals: Callable[[], NDArray[np.float64]] | None) -> _Reading | None:
-    """Return the reading that covers most counts, the first among equals; ``None`` if none covers a gene."""
+def _best(readings: Sequence[_Reading], preferred: Sequence[str], totals: Callable[[], NDArray[np.float64]] | None) -> _Reading | None:
+    """Return the reading that covers most counts; among equals the first preferred one, or else the one that matches most genes.
+
+    ``None`` if none matches any.
+    """
     readings = [reading for reading in readings if reading.genes.n_matched]
     if len(readings) < 2:
         return readings[0] if readings else None
@@ -128,10 +137,11 @@ def _best(readings: Sequence[_Reading], totals: Callable[[], NDArray[np.float64]
     if weights is None or not weights.any():
         weights = np.ones(readings[0].genes.n_columns)
     covered = [weights[r.genes.columns[: r.genes.n_matched]].sum() for r in readings]
-    return next(r for r, c in zip(readings, covered, strict=True) if c >= _AS_GOOD * max(covered))
+    equals = [r for r, c in zip(readings, covered, strict=True) if c >= _AS_GOOD * max(covered)]
+    return next((r for r in equals if r.column in preferred), max(equals, key=lambda r: r.genes.n_matched))
 
 
-def _resolved(name: str, ids: list[str], match: Match, book: NameBook, *, orthologs: bool) -> _Reading | None:
+def _resolved(column: str, ids: list[str], match: Match, book: NameBook, *, orthologs: bool, together: bool) -> _Reading | None:
     """Read one column by what its identifiers mean; ``None`` if it holds no identifiers of genes."""
     if len(set(ids)) < len(ids) / 2:  # a biotype, a chromosome
         return None
@@ -145,14 +155,16 @@ def _resolved(name: str, ids: list[str], match: Match, book: NameBook, *, orthol
     known = _known(names, match)
     # The first name of each gene that the model knows.
     first = np.unique(places[known], return_index=True)
-    for place, name_at in zip(*first, strict=True):
-        renamed[open_columns[place]] = str(names[known][name_at])
-    genes, how = _one_place_per_gene(renamed, how, match)
+    for place, name in zip(open_columns[first[0]].tolist(), names[known][first[1]].tolist(), strict=True):
+        renamed[place] = name
+    how = np.where(_doubtful_copies(renamed, how, match), "yields", how)
+    renamed = [name if kind != "yields" else "" for name, kind in zip(renamed, how, strict=True)]
+    genes = _one_place_per_gene(renamed, match) if together else match(renamed)
     if not genes.n_matched:
         return None
     counts = Counter(how[genes.columns].tolist())
     counts["ambiguous"] = int(np.count_nonzero(how == "ambiguous"))
-    return _Reading(name, _label(name, ids, [renamed[i] for i in genes.columns], orthologs=orthologs), genes, counts)
+    return _Reading(column, _label(column, ids, [renamed[i] for i in genes.columns], orthologs=orthologs), genes, counts)
 
 
 def _keep_written(ids: list[str], how: NDArray[np.object_], match: Match) -> tuple[list[str], NDArray[np.object_]]:
@@ -170,35 +182,41 @@ def _known(names: NDArray[np.object_], match: Match) -> NDArray[np.bool_]:
     return known[codes]
 
 
-def _one_place_per_gene(names: list[str], how: NDArray[np.object_], match: Match) -> tuple[GeneMap, NDArray[np.object_]]:
-    """Map names so that all columns of one gene share a place; doubtful ones yield to right ones."""
+def _tokens(names: list[str], match: Match) -> NDArray[np.int64]:
+    """Return the token that each name stands for; -1 where the model knows none."""
     codes, unique = pd.factorize(np.array(names, dtype=object))
     spelled = match(unique.tolist())
     token = np.full(len(unique), -1, dtype=np.int64)
     token[spelled.columns] = spelled.tokens[spelled.targets]
-    of_column = token[codes]
-    doubtful = np.isin(how, _DOUBTFUL)
-    yields = doubtful & np.isin(of_column, of_column[~doubtful & (of_column >= 0)])
-    how = np.where(yields, "yields", how)
-    of_column[yields] = -1
-    # One spelling for each gene, the first, in the order of columns.
-    used = np.flatnonzero(of_column >= 0)
-    _, first, place = np.unique(of_column[used], return_index=True, return_inverse=True)
+    return token[codes]
+
+
+def _doubtful_copies(names: list[str], how: NDArray[np.object_], match: Match) -> NDArray[np.bool_]:
+    """Say which columns have a doubtful name of a gene that another column names rightly."""
+    token, doubtful = _tokens(names, match), np.isin(how, _DOUBTFUL)
+    return doubtful & np.isin(token, token[~doubtful & (token >= 0)])
+
+
+def _one_place_per_gene(names: list[str], match: Match) -> GeneMap:
+    """Map names so that all columns of one gene share a place."""
+    token = _tokens(names, match)
+    used = np.flatnonzero(token >= 0)
+    # One spelling of each gene, the first, in the order of columns.
+    _, first, place = np.unique(token[used], return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))
-    spellings = [names[used[i]] for i in np.sort(first)]
-    genes = match(spellings)
-    target_of = np.full(len(spellings), -1, dtype=np.int64)
+    genes = match([names[used[i]] for i in np.sort(first)])
+    target_of = np.full(len(first), -1, dtype=np.int64)
     target_of[genes.columns] = genes.targets
-    return replace(genes, columns=used, targets=target_of[rank[place]], n_columns=len(names)), how
+    return replace(genes, columns=used, targets=target_of[rank[place]], n_columns=len(names))
 
 
-def _label(name: str, ids: list[str], renamed: list[str], *, orthologs: bool) -> str:
+def _label(column: str, ids: list[str], renamed: list[str], *, orthologs: bool) -> str:
     if orthologs:
-        return f"{name} (mouse genes read as human one-to-one orthologs)"
+        return f"{column} (mouse genes read as human one-to-one orthologs)"
     before, after = main_system(systems_of(ids)), main_system(systems_of(renamed))
     if before == after or after in ("mixed", "missing"):
-        return f"{name} (resolved)"
-    return f"{name} ({in_words(before)} read as {in_words(after)})"
+        return f"{column} (resolved)"
+    return f"{column} ({in_words(before)} read as {in_words(after)})"
 
 
 def _described(reading: _Reading, resolved: _Reading | None) -> GeneMap:

@@ -14,7 +14,7 @@ _PATTERN = "mouse_human_orthologs*"
 
 
 def as_human(ids: Sequence[str]) -> Found:
-    """Say which human gene is the one-to-one ortholog of each mouse gene; ``how`` is ``"ortholog"`` where there is one.
+    """Say which human gene is the one-to-one ortholog of each mouse gene; ``how`` tells how the mouse gene was found.
 
     Genes whose orthology is one to many or many to many have none.
 
@@ -29,8 +29,7 @@ def as_human(ids: Sequence[str]) -> Found:
     found = mouse.find(ids)
     ortholog = _one_to_one(tables.history_files((_PATTERN,)), mouse, human)
     gene = np.where(found.gene >= 0, ortholog[found.gene], found.gene)
-    how = np.where(gene >= 0, "ortholog", np.where(gene == AMBIGUOUS, "ambiguous", "unknown")).astype(object)
-    return Found(gene, how)
+    return Found(gene, np.where((gene >= 0) | (gene == AMBIGUOUS), found.how, "unknown"))
 
 
 @lru_cache(maxsize=2)
