@@ -365,7 +365,7 @@ def test_towards_the_vocabulary(small_history: Path) -> None:
 def test_doubtful_names_yield(small_history: Path) -> None:
     """A former name beside the current one is another gene; retired ids of one gene are summed with it."""
     var = pd.DataFrame(index=["CD20", "MS4A1", "ms4a1", "ENSG99999999901", "SHARED"])
-    label, genes = choose_gene_ids(var, knows("MS4A1", "CD3D"), column=None, preferred=(), model="m", species="human", resolve=True)
+    _, genes = choose_gene_ids(var, knows("MS4A1", "CD3D"), column=None, preferred=(), model="m", species="human", resolve=True)
     assert genes.columns.tolist() == [1, 3]
     assert genes.n_summed == 1
     assert genes.facts["genes_retired"] == 1
