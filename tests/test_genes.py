@@ -382,6 +382,26 @@ def test_entrez_ids(small_history: Path) -> None:
         choose(var, "CD3D", "MS4A1", column="entrez")
 
 
+def test_gene_in_three_columns() -> None:
+    var = pd.DataFrame({"own": ["A", "A", "A", "B", "x"]}, index=list("12345"))
+    _, genes = choose_gene_ids(var, knows("A", "B"), column=None, preferred=("own",), model="m", resolve=True)
+    assert genes.apply(sp.csr_matrix(np.array([[1, 2, 4, 8, 16]]))).toarray().tolist() == [[7, 8]]
+    assert "2 columns are summed" in genes.notes[-1]
+
+
+def test_totals_are_no_gene() -> None:
+    """scFoundation's input with a column of totals cannot be resolved; that is said."""
+
+    def match(ids: Sequence[str]) -> GeneMap:
+        return GeneMap(np.array([0, len(ids) - 1]), np.array([0, 1]), np.array([0, 1], dtype=np.int32), len(ids), n_other=1)
+
+    var = pd.DataFrame(index=["CD3D", "total"])
+    for switch in ({"resolve": True}, {"orthologs": True}):
+        with pytest.raises(errors.InputError, match="leave out gene_names"):
+            choose_gene_ids(var, match, column=None, preferred=(), model="m", species="human", **switch)  # type: ignore[arg-type]
+    assert choose_gene_ids(var, match, column=None, preferred=(), model="m", species="human")[0] == "index"
+
+
 # Through models
 
 
