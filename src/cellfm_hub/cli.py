@@ -15,7 +15,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from cellfm_hub import cli_weights
+from cellfm_hub import cli_genes, cli_weights
 
 app = typer.Typer(
     name="cellfm",
@@ -409,6 +409,7 @@ def demo(
 
 
 cli_weights.register(app, _one_line_errors)
+cli_genes.register(app, _one_line_errors)
 
 
 def main() -> None:

@@ -26,11 +26,12 @@ from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import CountsError, InputError, SequenceError
-from cellfm_hub.genes import choose_gene_ids, identifier_columns
+from cellfm_hub.genes.species import OBS_COLUMNS
+from cellfm_hub.matching import match_genes, reads_orthologs
 from cellfm_hub.nn.attention import BACKEND
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
-from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, make_request
+from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, known_species, make_request
 from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
 from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
 from cellfm_hub.sources.genome import WINDOW
@@ -381,6 +382,7 @@ class Embedder:
             device=self.device,
             default_batch_tokens=self._batch_tokens,
             default_seed=self._seed,
+            orthologs=reads_orthologs(self._options),
             level=level,
             **given,
         )
@@ -391,7 +393,7 @@ class Embedder:
     def _blocks(self, data: Any, request: Request, tally: Tally) -> Iterator[tuple[int | None, Iterator[TokenBlock]]]:
         """Give the number of inputs, if known, and a stream of their tokens."""
         if isinstance(self.adapter, CellAdapter):
-            with open_cells(data, self.adapter.obs_columns, self.name) as cells:
+            with open_cells(data, (*self.adapter.obs_columns, *OBS_COLUMNS), self.name) as cells:
                 yield len(cells), self._cell_tokens(cells, request, tally)
         else:
             yield (
@@ -403,32 +405,26 @@ class Embedder:
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
         matrix = find_counts(cells, request.layer, adapter.values, order_only=adapter.order_only)
-        match = adapter.gene_matcher(request.species, identifier_columns(matrix.var, request.gene_ids))
-        requires = self.entry.requires
-        column, genes = choose_gene_ids(
+        matched = match_genes(
             matrix.var,
-            match,
-            column=request.gene_ids,
-            preferred=adapter.gene_columns,
+            adapter,
             model=self.name,
-            symbols_of=requires.species if "symbol" in (requires.ids or "") else (),
+            known_species=known_species(self.entry, adapter),
+            options=self._options,
+            gene_ids=request.gene_ids,
+            species=request.species,
+            obs=cells.obs,
+            totals=matrix.column_totals,
         )
+        genes = matched.genes
         if matrix.by_order and genes.n_summed:
             msg = f"{genes.n_summed} columns would be added to others of the same gene, which is right for raw counts only,"
             msg += f" but {matrix.name} holds none; leave one column for each gene, or pass raw counts"
             raise CountsError(msg)
         if request.dataset_dependent:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
-        tally.facts |= {
-            "counts_from": matrix.name,
-            **matrix.facts,
-            "gene_ids": column,
-            "genes": matrix.shape[1],
-            "genes_used": genes.n_matched,
-            "genes_summed": genes.n_summed,
-            **genes.facts,
-        }
-        for note in (*matrix.notes, *genes.notes):
+        tally.facts |= {"counts_from": matrix.name, **matrix.facts, **matched.facts, **genes.facts, "genes_used": genes.n_matched}
+        for note in (*matrix.notes, *matched.notes):
             logger.warning("%s: %s", self.name, note)
         for block in count_blocks(cells, matrix, values=adapter.values):
             known = genes.apply(block.counts)
