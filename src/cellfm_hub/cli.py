@@ -160,6 +160,7 @@ def embed(
     genome: Annotated[Path | None, typer.Option(help="BED and VCF: FASTA file of the genome.")] = None,
     window: Annotated[int, typer.Option(help="VCF: bases of the reference window.")] = 512,
     progress: Annotated[bool | None, typer.Option(help="Show a progress bar.", show_default="on a terminal")] = None,
+    qc: Annotated[bool, typer.Option("--qc", help="Cells: add what the model saw of each to obs.")] = False,
     commercial_ok: cli_weights.CommercialOk = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
 ) -> None:
@@ -174,6 +175,9 @@ def embed(
     _require_file(data)
     key = key_added or f"X_{model.replace('/', '_')}"
     per_token = level in (Level.gene, Level.token, Level.base)
+    if qc and (per_token or entry.modality != "cell"):
+        message = "is for one vector per cell"
+        raise typer.BadParameter(message, param_hint="--qc")
     out = data if in_place else out or _default_output(data, model, ".h5ad" if entry.modality == "cell" and not per_token else ".parquet")
 
     import numpy as np
@@ -221,7 +225,7 @@ def embed(
         message = f"{error}; the {len(done.names):,} rows before that place stand in {kept}"
         raise type(error)(message) from error
     values = result.values
-    sinks.write(out, source=data, key=key, names=result.names, values=values, receipt=result.receipt)
+    sinks.write(out, source=data, key=key, names=result.names, values=values, receipt=result.receipt, qc=result.qc if qc else None)
     seconds = time.perf_counter() - begin
     rows, width = len(values), (values if isinstance(values, np.ndarray) else values.values).shape[1]
     if as_json:

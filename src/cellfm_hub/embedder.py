@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 
 from cellfm_hub._progress import progress_bar
 from cellfm_hub.adapter import (
@@ -26,13 +27,14 @@ from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import InputError, SequenceError
-from cellfm_hub.genes import choose_gene_ids, identifier_columns
+from cellfm_hub.genes import GeneMap, choose_gene_ids, identifier_columns
 from cellfm_hub.nn.attention import BACKEND
+from cellfm_hub.qc import cut_inputs, row_sums
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
 from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, make_request
 from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
-from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
+from cellfm_hub.sources.cells import CellData, Matrix, count_blocks, find_counts, open_cells
 from cellfm_hub.sources.genome import WINDOW
 from cellfm_hub.sources.sequences import SequenceBlock, sequence_blocks
 from cellfm_hub.tokens import Ragged, Tokens
@@ -47,6 +49,8 @@ class Result:
     values: Vectors | Ragged
     names: list[str]
     receipt: Receipt
+    qc: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Cells only: what the model saw of each, see :class:`cellfm_hub.qc.CellQuality`."""
 
 
 class Embedder:
@@ -233,7 +237,7 @@ class Embedder:
         for text in tally.warnings():
             logger.warning("%s: %s", self.name, text)
         logger.info("%s: embedded %d rows", self.name, tally.rows)
-        return Result(values, names, self.receipt)
+        return Result(values, names, self.receipt, tally.cells.columns())
 
     def tokenize(
         self,
@@ -397,7 +401,8 @@ class Embedder:
                 self._sequence_tokens(data, request, tally),
             )
 
-    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+    def match_genes(self, cells: CellData, request: Request, tally: Tally) -> tuple[Matrix, GeneMap]:
+        """Find the counts, and which of their columns feed which genes."""
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
         matrix = find_counts(cells, request.layer, adapter.values)
@@ -423,13 +428,24 @@ class Embedder:
         }
         for note in genes.notes:
             logger.warning("%s: %s", self.name, note)
+        return matrix, genes
+
+    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+        adapter = self.adapter
+        assert isinstance(adapter, CellAdapter)
+        matrix, genes = self.match_genes(cells, request, tally)
         for block in count_blocks(cells, matrix, values=adapter.values):
             known = genes.apply(block.counts)
             tokens = adapter.tokenize(known, genes, block.obs, request.seed)
             names = block.obs.index.astype(str).tolist()
+            used, totals = row_sums(known), None
             if adapter.values != "log values":  # a share of logarithms says nothing
-                tally.counts += float(block.counts.data.sum(dtype=np.float64))
-                tally.counts_used += float(known.data.sum(dtype=np.float64))
+                totals = row_sums(block.counts)
+                tally.counts += float(totals.sum())
+                tally.counts_used += float(used.sum())
+            seen = np.ones(len(names))
+            seen[empty_inputs(tokens, len(names))] = 0
+            tally.cells.add(seen * np.diff(known.indptr), totals, seen * used, cut_inputs(tokens, len(names)))
             self._count(tokens, names, request, tally)
             yield TokenBlock(tokens, names)
 
@@ -488,9 +504,8 @@ class Embedder:
             raise InputError(msg)
         tally.rows += len(names)
         tally.empty += len(empty)
-        if tokens.cut is not None:
-            cut = np.flatnonzero(tokens.cut)
-            tally.truncated += len(cut) if tokens.rows is None else len(np.unique(tokens.rows[cut]))
+        tally.truncated += int(cut_inputs(tokens, len(names)).sum())
+        tally.tokens_cut += 0 if tokens.cut is None else int(tokens.cut.sum())
 
     def _check_tokens(self, tokens: Tokens) -> None:
         adapter = self._token_adapter()
@@ -550,7 +565,9 @@ class Embedder:
                 counts = sp.csr_matrix(sp.vstack([block.counts for block in count_blocks(cells, matrix)], format="csr"))
                 names = cells.obs.index.astype(str).tolist()
             tally.facts |= {"counts_from": matrix.name, "genes": matrix.shape[1]}
-            usable = np.asarray(counts.sum(axis=1)).ravel() > 0
+            totals = row_sums(counts)
+            tally.cells.add(row_sums((counts != 0).tocsr()), totals, totals, np.zeros(len(names), bool))
+            usable = totals > 0
             if not usable.any():
                 msg = f"every cell of {cells.origin} is empty; there is nothing to embed"
                 raise InputError(msg)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cellfm_hub.qc import CellQuality
 from cellfm_hub.sequences import BaseCounts
 
 Receipt = dict[str, str | int | float | bool]
@@ -28,6 +29,10 @@ class Tally:
     counts: float = 0.0
     counts_used: float = 0.0
     """Total counts, and those on genes the model knows."""
+    tokens_cut: int = 0
+    """Tokens that did not fit into the model's input."""
+    cells: CellQuality = field(default_factory=CellQuality)
+    """What the model saw of each cell."""
     bases: BaseCounts = field(default_factory=BaseCounts)
 
     def warnings(self) -> list[str]:
@@ -50,9 +55,11 @@ class Tally:
 
     def receipt(self) -> Receipt:
         """Return the tally's own entries."""
-        out: Receipt = {"n_rows": self.rows, "n_empty": self.empty, "n_truncated": self.truncated, **self.facts}
+        out: Receipt = {"n_rows": self.rows, "n_empty": self.empty, "n_truncated": self.truncated, "tokens_cut": self.tokens_cut}
+        out |= self.facts
         if self.counts:
-            out["counts_used"] = round(self.counts_used / self.counts, 6)
+            out |= {"counts": self.counts, "counts_used": round(self.counts_used / self.counts, 6)}
+        out |= self.cells.medians()
         if self.bases.bases:
             out |= {
                 "bases": self.bases.bases,

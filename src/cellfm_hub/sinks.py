@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cellfm_hub.blocks import Vectors
 from cellfm_hub.errors import OutputError
@@ -74,7 +75,16 @@ def check_output(out: Path, *, source: Path, key: str, overwrite: bool, per_toke
         raise OutputError(msg)
 
 
-def write(out: Path, *, source: Path, key: str, names: list[str], values: Vectors | Ragged, receipt: Receipt) -> None:
+def write(
+    out: Path,
+    *,
+    source: Path,
+    key: str,
+    names: list[str],
+    values: Vectors | Ragged,
+    receipt: Receipt,
+    qc: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
     """Write vectors and their receipt.
 
     One vector per token (a :class:`Ragged`) goes to ``.parquet`` only: a row per token, with the ``id`` of its input, its ``position``
@@ -84,11 +94,15 @@ def write(out: Path, *, source: Path, key: str, names: list[str], values: Vector
     copied as bytes, never read. ``.zarr``: an AnnData store with ``obs``, ``obsm`` and ``uns``. ``.parquet``: one column per
     dimension, rows named, the receipt in the schema's metadata. ``.npy``: the array, beside it ``.ids.txt`` and ``.receipt.json``.
 
+    The columns `qc` of each cell go to ``obs``, named by `key`; into ``.parquet`` behind the dimensions; beside an ``.npy`` into
+    ``.qc.parquet``.
+
     Raises
     ------
     OutputError
         If the file cannot be written; what was there before is untouched.
     """
+    columns = {f"{key}_{name}": column for name, column in (qc or {}).items()}
     try:
         if isinstance(values, Ragged):
             with _appearing_when_complete(out) as partial:
@@ -96,20 +110,22 @@ def write(out: Path, *, source: Path, key: str, names: list[str], values: Vector
             return
         if _same_file(out, source):
             with h5py.File(out, "r+") as file:
-                _add_to_h5ad(file, key, values, receipt)
+                _add_to_h5ad(file, key, values, receipt, columns)
             return
         with _appearing_when_complete(out) as partial:
             if out.suffix == ".h5ad":
-                _write_h5ad(partial, source, key, names, values, receipt)
+                _write_h5ad(partial, source, key, names, values, receipt, columns)
             elif out.suffix == ".zarr":
-                _anndata(source, key, names, values, receipt).write_zarr(partial)
+                _anndata(source, key, names, values, receipt, columns).write_zarr(partial)
             elif out.suffix == ".parquet":
-                _write_parquet(partial, names, values, receipt)
+                _write_parquet(partial, names, values, receipt, columns)
             else:
                 with partial.open("wb") as file:
                     np.save(file, values)
                 out.with_suffix(".ids.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
                 out.with_suffix(".receipt.json").write_text(json.dumps(receipt, indent=1), encoding="utf-8")
+                if columns:
+                    pd.DataFrame(columns, index=pd.Index(names, name="id")).to_parquet(out.with_suffix(".qc.parquet"))
     except OSError as error:
         msg = f"{out} cannot be written: {error.strerror or error}; free space or choose another place with -o"
         raise OutputError(msg) from error
@@ -134,26 +150,36 @@ def _appearing_when_complete(out: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def _write_h5ad(partial: Path, source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt) -> None:
+def _write_h5ad(
+    partial: Path, source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt, columns: Mapping[str, NDArray[Any]]
+) -> None:
     if source.suffix == ".h5ad":
         shutil.copyfile(source, partial)
         with h5py.File(partial, "r+") as file:
-            _add_to_h5ad(file, key, values, receipt)
+            _add_to_h5ad(file, key, values, receipt, columns)
     else:
-        _anndata(source, key, names, values, receipt).write_h5ad(partial)
+        _anndata(source, key, names, values, receipt, columns).write_h5ad(partial)
 
 
-def _add_to_h5ad(file: h5py.File, key: str, values: Vectors, receipt: Receipt) -> None:
-    from anndata.io import write_elem
+def _add_to_h5ad(file: h5py.File, key: str, values: Vectors, receipt: Receipt, columns: Mapping[str, NDArray[Any]]) -> None:
+    from anndata.io import read_elem, write_elem
 
     for place in ("obsm", "uns", "uns/cellfm"):
         if place not in file:
             write_elem(file, place, {})
     write_elem(file, f"obsm/{key}", values)
     write_elem(file, f"uns/cellfm/{key}", receipt)
+    if isinstance(file["obs"], h5py.Dataset) and columns:  # a table of one piece, as anndata wrote it before 0.7
+        write_elem(file, "obs", read_elem(file["obs"]).assign(**columns))
+        return
+    order = list(file["obs"].attrs["column-order"])
+    for name, column in columns.items():
+        write_elem(file["obs"], name, column)
+        order += [name] if name not in order else []
+    file["obs"].attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
 
 
-def _anndata(source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt) -> Any:
+def _anndata(source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt, columns: Mapping[str, NDArray[Any]]) -> Any:
     """Make an AnnData object of the result alone, with the annotation of the rows."""
     from anndata import AnnData
     from anndata.io import read_elem
@@ -163,15 +189,17 @@ def _anndata(source: Path, key: str, names: list[str], values: Vectors, receipt:
             obs = read_elem(file["obs"])
     else:
         obs = pd.DataFrame(index=pd.Index(names, name="id"))
+    obs = obs.assign(**columns)
     return AnnData(obs=obs, obsm={key: values}, uns={"cellfm": {key: receipt}})
 
 
-def _write_parquet(partial: Path, names: list[str], values: Vectors, receipt: Receipt) -> None:
+def _write_parquet(partial: Path, names: list[str], values: Vectors, receipt: Receipt, columns: Mapping[str, NDArray[Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = [str(i) for i in range(values.shape[1])]
-    table = pa.Table.from_pandas(pd.DataFrame(values, index=pd.Index(names, name="id"), columns=columns))
+    dimensions = [str(i) for i in range(values.shape[1])]
+    frame = pd.DataFrame(values, index=pd.Index(names, name="id"), columns=dimensions)
+    table = pa.Table.from_pandas(frame.assign(**columns) if columns else frame)
     pq.write_table(_with_receipt(table, receipt), partial)
 
 
