@@ -1,81 +1,17 @@
-"""From the columns of a count matrix to the genes a model knows."""
+"""Find the column of a data set that a model reads."""
 
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
 
-import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from numpy.typing import NDArray
 
 from cellfm_hub._settings import settings
 from cellfm_hub.errors import GeneCoverageError, InputError
-
-CountMatrix: TypeAlias = sp.csr_matrix
-"""Raw counts, cells × genes."""
-
-
-@dataclass(frozen=True)
-class GeneMap:
-    """Which column of a matrix feeds which gene of a model.
-
-    Parameters
-    ----------
-    columns
-        ``(m,)`` columns of the matrix that are used.
-    targets
-        ``(m,)`` for each of them, the place of its gene in `tokens`. Columns that share a place are summed.
-    tokens
-        ``(g,)`` token id of each gene, in the order the model's tie-breaking wants.
-    n_columns
-        Columns of the matrix.
-    n_other
-        How many of `columns` hold something else than a gene, such as a total.
-    facts
-        What else the receipt shall say of the match.
-    notes
-        What the user shall be told of it, one line each.
-    """
-
-    columns: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    tokens: NDArray[np.int32]
-    n_columns: int
-    n_other: int = 0
-    facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    _lookup: NDArray[np.int32] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        lookup = np.full(self.n_columns, -1, dtype=np.int32)
-        lookup[self.columns] = self.targets
-        object.__setattr__(self, "_lookup", lookup)
-
-    @property
-    def n_matched(self) -> int:
-        """Columns of the matrix that hold a gene the model can use."""
-        return len(self.columns) - self.n_other
-
-    @property
-    def n_summed(self) -> int:
-        """Columns that are added to another one of the same gene."""
-        return len(self.columns) - len(np.unique(self.targets))
-
-    def apply(self, counts: CountMatrix) -> CountMatrix:
-        """Return cells × genes: columns selected, reordered and summed; stored zeros dropped; indices sorted within each row."""
-        target = self._lookup[counts.indices]
-        keep = (target >= 0) & (counts.data != 0)
-        indptr = np.concatenate(([0], np.cumsum(keep)))[counts.indptr]
-        out = sp.csr_matrix((counts.data[keep], target[keep], indptr), shape=(counts.shape[0], len(self.tokens)))
-        if not out.has_sorted_indices:
-            out = out.tocsc().tocsr()  # sorts in linear time, unlike sort_indices
-        out.sum_duplicates()
-        return out
+from cellfm_hub.genes.identifiers import identifier_columns
+from cellfm_hub.genes.map import GeneMap
 
 
 def choose_gene_ids(
@@ -140,31 +76,6 @@ def choose_gene_ids(
                 msg += ". Ensembl ids are read as symbols where CELLFM_GENES names a folder of gene tables"
         raise GeneCoverageError(msg)
     return best, maps[best]
-
-
-def identifier_columns(var: pd.DataFrame, column: str | None = None) -> dict[str, list[str]]:
-    """Return the index and every text column of `var`, or the one that the user chose; missing entries become empty strings.
-
-    Raises
-    ------
-    InputError
-        If there is no such column.
-    """
-
-    def texts(values: "pd.Index | pd.Series") -> list[str]:
-        return [value if isinstance(value, str) else "" for value in values.tolist()]
-
-    columns = {"index": texts(var.index)}
-    for name in var.columns:
-        values = var[name]
-        if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(values.dtype) or values.dtype == object:
-            columns[str(name)] = texts(values)
-    if column is None:
-        return columns
-    if column not in columns:
-        msg = f"gene_ids={column!r} is not a text column of var; it has {', '.join(map(repr, columns))}"
-        raise InputError(msg)
-    return {column: columns[column]}
 
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(?:\.\d+)?$")
