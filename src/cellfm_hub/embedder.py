@@ -202,7 +202,7 @@ class Embedder:
 
     def run(self, data: Any, *, level: Level | None = None, **options: Unpack[EncodeOptions]) -> Result:
         """Embed as :meth:`encode` does, and return the row names and the receipt too."""
-        request = self._request(level=level, **options)
+        request = self.request(level=level, **options)
         tally = Tally()
         if isinstance(self.adapter, TokenAdapter):
             parts: list[Vectors] = []
@@ -265,7 +265,7 @@ class Embedder:
             If the data cannot be used, or the model has no tokens.
         """
         self._token_adapter()
-        request = self._request(
+        request = self.request(
             layer=layer,
             gene_ids=gene_ids,
             species=species,
@@ -330,7 +330,7 @@ class Embedder:
             If an id is not in the vocabulary, or a row is longer than the network's input.
         """
         adapter = self._token_adapter()
-        request = self._request(level=level, recipe=recipe, pooling=pooling, output_layer=output_layer, batch_tokens=batch_tokens)
+        request = self.request(level=level, recipe=recipe, pooling=pooling, output_layer=output_layer, batch_tokens=batch_tokens)
         if request.level == "variant":
             msg = "level='variant' needs a VCF file and a genome; pass them to encode()"
             raise InputError(msg)
@@ -375,7 +375,8 @@ class Embedder:
             raise InputError(msg)
         return self.adapter
 
-    def _request(self, *, level: Level | None = None, **given: Unpack[EncodeOptions]) -> Request:
+    def request(self, *, level: Level | None = None, **given: Unpack[EncodeOptions]) -> Request:
+        """Check the options of a call of :meth:`encode`, and fill in the defaults."""
         return make_request(
             self.name,
             self.entry,
