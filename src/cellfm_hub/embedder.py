@@ -129,17 +129,19 @@ class Embedder:
         Parameters
         ----------
         data
-            Cells: an AnnData object, or the path of an ``.h5ad`` file or of a ``.csv`` table (a row per cell, its name first, a column
-            per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF file, plain or
-            gzipped.
+            Cells: an AnnData object, or the path of an ``.h5ad``, ``.h5mu`` (modality ``rna``), ``.loom`` or 10x ``.h5`` file, of a
+            ``.zarr`` store, of a folder with ``matrix.mtx``, or of a ``.csv``, ``.tsv`` or ``.txt`` table (a row per cell, its name
+            first, a column per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF
+            file, plain or gzipped.
         level
             ``"cell"`` or ``"sequence"`` (default): one vector per input. ``"gene"`` or ``"token"``: one per token of each input.
             ``"base"``: one per base of each sequence, that of the token which covers it; a base in two windows gets the mean of both,
             one that was cut off NaN. ``"variant"``: of each variant of a VCF file, the vector of the alternative window minus that of
             the reference; otherwise both are sequences of their own, ``name/ref`` and ``name/alt``.
         layer
-            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, ``X``, ``raw`` that
-            holds counts.
+            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, other layers, ``raw``
+            and ``X`` that holds non-negative whole numbers; layers of RNA velocity are left out. Where none does, the counts are
+            recovered from the first that holds (log-)normalised counts, and that is said.
         gene_ids
             Cells: the column of ``var`` with the gene identifiers, or ``"index"``. Default: the one that matches most genes.
         species
@@ -390,6 +392,16 @@ class Embedder:
 
     # From data to tokens
 
+    def count_tokens(self, data: Any, request: Request) -> tuple[Tally, NDArray[np.int64]]:
+        """Tokenize everything and keep nothing but what happened to the rows, and how many tokens each has.
+
+        Cells come as :class:`~cellfm_hub.sources.cells.CellData`.
+        """
+        tally = Tally()
+        stream = self._cell_tokens(data, request, tally) if isinstance(data, CellData) else self._sequence_tokens(data, request, tally)
+        lengths = [block.tokens.lengths for block in stream]
+        return tally, np.concatenate(lengths) if lengths else np.empty(0, np.int64)
+
     @contextmanager
     def _blocks(self, data: Any, request: Request, tally: Tally) -> Iterator[tuple[int | None, Iterator[TokenBlock]]]:
         """Give the number of inputs, if known, and a stream of their tokens."""
@@ -421,13 +433,14 @@ class Embedder:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
         tally.facts |= {
             "counts_from": matrix.name,
+            **matrix.facts,
             "gene_ids": column,
             "genes": matrix.shape[1],
             "genes_used": genes.n_matched,
             "genes_summed": genes.n_summed,
             **genes.facts,
         }
-        for note in genes.notes:
+        for note in (*matrix.notes, *genes.notes):
             logger.warning("%s: %s", self.name, note)
         return matrix, genes
 
@@ -565,7 +578,9 @@ class Embedder:
                 matrix = find_counts(cells, request.layer)
                 counts = sp.csr_matrix(sp.vstack([block.counts for block in count_blocks(cells, matrix)], format="csr"))
                 names = cells.obs.index.astype(str).tolist()
-            tally.facts |= {"counts_from": matrix.name, "genes": matrix.shape[1]}
+            tally.facts |= {"counts_from": matrix.name, **matrix.facts, "genes": matrix.shape[1]}
+            for note in matrix.notes:
+                logger.warning("%s: %s", self.name, note)
             totals = row_sums(counts)
             tally.cells.add(row_sums((counts != 0).tocsr()), totals, totals, np.zeros(len(names), bool))
             usable = totals > 0
