@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from cellfm_hub import datasets, errors
     from cellfm_hub._settings import settings
     from cellfm_hub.api import embed, load
+    from cellfm_hub.check import Report, check
     from cellfm_hub.embedder import Embedder
+    from cellfm_hub.explain import explain
     from cellfm_hub.registry import ModelInfo, list_models
     from cellfm_hub.tokens import Ragged, Tokens
 
@@ -18,11 +20,14 @@ __all__ = [
     "Embedder",
     "ModelInfo",
     "Ragged",
+    "Report",
     "Tokens",
     "__version__",
+    "check",
     "datasets",
     "embed",
     "errors",
+    "explain",
     "genes",
     "list_models",
     "load",
@@ -32,6 +37,9 @@ __all__ = [
 _HOMES = {
     "embed": "cellfm_hub.api",
     "load": "cellfm_hub.api",
+    "check": "cellfm_hub.check",
+    "Report": "cellfm_hub.check",
+    "explain": "cellfm_hub.explain",
     "Embedder": "cellfm_hub.embedder",
     "ModelInfo": "cellfm_hub.registry",
     "list_models": "cellfm_hub.registry",

@@ -15,7 +15,8 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from cellfm_hub import cli_weights
+from cellfm_hub import cli_check, cli_weights
+from cellfm_hub.cli_options import Long, Precision, parse_options
 
 app = typer.Typer(
     name="cellfm",
@@ -27,22 +28,9 @@ app = typer.Typer(
 )
 
 
-class Precision(StrEnum):  # noqa: D101
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 class OnEmpty(StrEnum):  # noqa: D101
     nan = "nan"
     error = "error"
-
-
-class Long(StrEnum):  # noqa: D101
-    error = "error"
-    truncate = "truncate"
-    tile = "tile"
 
 
 class Level(StrEnum):  # noqa: D101
@@ -92,17 +80,6 @@ def _complete_model(incomplete: str) -> list[str]:
     from cellfm_hub.registry import registry
 
     return [name for name in registry().names if name.startswith(incomplete.lower())]
-
-
-def _parse_options(pairs: list[str]) -> dict[str, str]:
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            message = f"{pair!r} is not of the form key=value"
-            raise typer.BadParameter(message, param_hint="--option")
-        options[key] = value
-    return options
 
 
 @app.callback()
@@ -170,7 +147,7 @@ def embed(
 
     settings.commercial = settings.commercial or commercial_ok
 
-    options = _parse_options(option or [])
+    options = parse_options(option or [])
     entry = registry().find(model)
     _require_file(data)
     key = key_added or f"X_{model.replace('/', '_')}"
@@ -405,6 +382,7 @@ def demo(
     typer.echo(f"wrote {out}; next: cellfm embed YOUR_DATA.h5ad --model pca, then 'cellfm models' for others")
 
 
+cli_check.register(app, _one_line_errors)
 cli_weights.register(app, _one_line_errors)
 
 

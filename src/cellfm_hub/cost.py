@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cellfm_hub.adapter import TokenAdapter
 from cellfm_hub.engine.device import choose_batch_tokens
 from cellfm_hub.nn import Encoder, EncoderConfig
-from cellfm_hub.registry import Entry
+from cellfm_hub.registry import Entry, registry
 
 MEASURED = Path(__file__).parent / "cost.json"
 """Share of the probe's speed that each network reaches, as ``tests/benchmarks/cost.py`` measured it."""
 
 PROBE_SECONDS = 0.05
+LIBRARIES = 450_000_000
+"""Bytes of Python and its libraries, as measured beside the networks of the table; on the CPU they count."""
 
 
 @dataclass(frozen=True)
@@ -49,57 +51,62 @@ def encoder_flops(config: EncoderConfig, lengths: NDArray[np.float64], layers: i
     return float(layers * (per_token * lengths.sum() + 4 * config.dim * (lengths**2).sum()))
 
 
-def estimate(entry: Entry, lengths: NDArray[Any], device: torch.device, dtype: torch.dtype, *, rows: int) -> Cost:
+def estimate(
+    entry: Entry, network: nn.Module | None, lengths: NDArray[np.float64], device: torch.device, dtype: torch.dtype, *, stand_for: float
+) -> Cost:
     """Estimate the cost of embedding.
 
     Parameters
     ----------
     entry
         The model.
+    network
+        Its network, on the meta device will do; ``None``: as the card describes it.
     lengths
-        Tokens of some rows, which stand for all.
+        Tokens of some rows.
     device, dtype
         Where and in which precision.
-    rows
-        Number of all rows.
+    stand_for
+        Of how many rows each of them stands for.
     """
-    shape = _shape(entry.name)
-    if shape is None or not len(lengths):
-        return Cost(None, None, "no network" if shape is None else "no rows with tokens")
-    config, weights = shape
+    network = network or _network(entry.name)
+    encoder = None if network is None else next((module for module in network.modules() if isinstance(module, Encoder)), None)
+    if network is None or encoder is None:
+        return Cost(None, None, "it has no network")
+    config = encoder.config
+    if not len(lengths):
+        return Cost(None, None, "the number of tokens is not known")
     size = torch.empty((), dtype=dtype).element_size()
+    weights = sum(prod(tensor.shape) for tensor in (*network.parameters(), *network.buffers()))
     together = max(choose_batch_tokens(None, device), int(lengths.max()))
     # Of each token: what enters and leaves a block, query, key and value, and the inner layer before and after its activation.
     memory = int(size * (weights + together * (8 * config.dim + (3 if config.gated else 2) * config.ffn_dim)))
-    kind, precision = device.type, str(dtype).removeprefix("torch.")
-    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
-    networks = measured["networks"].get(f"{kind} {precision}")
+    memory += LIBRARIES if device.type == "cpu" else 0
+    precision = str(dtype).removeprefix("torch.")
+    networks = json.loads(MEASURED.read_text(encoding="utf-8"))["networks"].get(f"{device.type} {precision}")
     if not networks:
-        return Cost(None, memory, f"memory from the card; speed was not measured on {kind} in {precision}")
+        return Cost(None, memory, f"speed was not measured on {device.type} in {precision}")
     like = entry.name if entry.name in networks else min(networks, key=lambda name: abs(networks[name]["dim"] - config.dim))
     recipe = entry.recipes["default"]
     layers = recipe.output_layer if recipe.output_layer >= 0 else config.layers + 1 + recipe.output_layer
-    flops = encoder_flops(config, lengths.astype(np.float64), layers) * rows / len(lengths)
-    speed = probe(device, dtype)
-    basis = f"{flops / 1e9:,.0f} GFLOP at {networks[like]['efficiency']:.0%} (measured with {like}) of {speed / 1e9:,.0f} GFLOP/s, which a"
-    basis += f" matrix product reaches here now ({kind}, {precision}, {torch.get_num_threads()} threads)"
-    return Cost(flops / (speed * networks[like]["efficiency"]), memory, basis)
+    flops = encoder_flops(config, lengths, layers) * stand_for
+    speed, efficiency = probe(device, dtype), networks[like]["efficiency"]
+    basis = (
+        f"{flops / 1e9:,.0f} GFLOP at {efficiency:.0%} (as measured with {like}) of the {speed / 1e9:,.0f} GFLOP/s that a matrix product"
+    )
+    basis += f" reaches here now ({device.type}, {precision}, {torch.get_num_threads()} threads)"
+    return Cost(flops / (speed * efficiency), memory, basis)
 
 
 @cache
-def _shape(name: str) -> tuple[EncoderConfig, int] | None:
-    """Return the encoder of a checkpoint and the number of its weights, from the card alone."""
-    from cellfm_hub.registry import registry
-
+def _network(name: str) -> nn.Module | None:
+    """Build the network of a checkpoint on the meta device, from the card alone."""
     entry = registry().checkpoints[name]
     adapter_class = entry.adapter_class()
     if not issubclass(adapter_class, TokenAdapter) or not entry.checkpoint.config:
         return None
     with torch.device("meta"):
-        network = adapter_class.published(dict(entry.checkpoint.config))[0]
-    encoder = next((module for module in network.modules() if isinstance(module, Encoder)), None)
-    weights = sum(prod(tensor.shape) for tensor in (*network.parameters(), *network.buffers()))
-    return None if encoder is None else (encoder.config, weights)
+        return adapter_class.published(dict(entry.checkpoint.config))[0]
 
 
 @cache

@@ -96,8 +96,8 @@ def explain(
     ``value``
         What accompanies the token: scGPT's bin, scFoundation's normalised value; NaN in models without.
     ``status``
-        ``kept``; ``special``, a token that stands for no gene of the data; ``cut``, a gene the model knows that did not fit or was not drawn;
-        ``unknown``, a gene the model does not know.
+        ``kept``; ``special``, a token that stands for no gene of the data; ``cut``, a gene the model knows that did not fit or was not
+        drawn; ``unknown``, a gene the model does not know.
     ``draw``
         Only where one cell makes several rows of tokens: which of them.
 
@@ -210,14 +210,14 @@ def _table(
     """Position -> expressed columns."""
     status = np.array(["unknown"] * len(expressed), dtype="<U7")
     for token, own in places.items():
-        at = positions.get(token, []) if token not in adapter.special_ids else []
-        joint = [i for place in own for i in members[place]]
-        status[joint] = "special" if token in adapter.special_ids else "cut"
+        stands = positions.get(token, []) if token not in adapter.special_ids else []
+        every = [i for place in own for i in members[place]]
+        status[every] = "special" if token in adapter.special_ids else "cut"
         # A token that stands more often than its gene was drawn repeatedly.
-        pairs = [(position, joint) for position in at] if len(at) > len(own) else zip(at, [members[place] for place in own], strict=False)
-        for position, columns in pairs:
-            fed_by[position] = columns
-            status[columns] = "kept"
+        groups = [every] * len(stands) if len(stands) > len(own) else [members[place] for place in own]
+        for position, group in zip(stands, groups, strict=False):
+            fed_by[position] = group
+            status[group] = "kept"
 
     ids, var_names = names
     row = np.repeat(np.arange(len(tokens)), tokens.lengths)

@@ -81,7 +81,8 @@ def main() -> None:
         networks[name] = measure(registry().find(name), 2 if large else 4, 1024)
         print(name, networks[name], flush=True)  # noqa: T201, a script for people
     table = {
-        "about": "made by tests/benchmarks/cost.py: random weights, one thread; efficiency is relative to a (1024, 768) x (768, 1024) product",
+        "about": "made by tests/benchmarks/cost.py: random weights, one thread; efficiency:"
+        " share of the speed of a (1024, 768) x (768, 1024) product",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"processor": processor(), "cpu_capability": torch.backends.cpu.get_cpu_capability()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
