@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cellfm_hub._settings import settings
 from cellfm_hub.adapter import CellAdapter, CellFeatures, TokenAdapter
 from cellfm_hub.api import load_tokenizer
+from cellfm_hub.blocks import TokenBlock
 from cellfm_hub.cards import Modality
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.cost import Cost, estimate
@@ -25,6 +26,8 @@ from cellfm_hub.errors import CellFMError, InputError, SequenceError, SpeciesErr
 from cellfm_hub.genes import SpeciesGuess, guess_species, identifier_columns, main_system, systems_of
 from cellfm_hub.genes.identifiers import in_words
 from cellfm_hub.qc import row_sums
+from cellfm_hub.reading import CellInput, Input, SequenceInput, Task
+from cellfm_hub.receipt import Tally
 from cellfm_hub.registry import Entry, registry
 from cellfm_hub.sequences import BaseCounts, Long, clean
 from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
@@ -400,7 +403,7 @@ def _check_cells(draft: "_Draft", facts: CellFacts, some: CellData, guess: Speci
             pass
         elif draft.embedder is not None and isinstance(adapter, CellAdapter):
             request = draft.embedder.request(layer=asked.layer, gene_ids=asked.gene_ids, species=asked.species, on_empty="nan")
-            tally, lengths = draft.embedder.count_tokens(some, request)
+            tally, lengths = _count_tokens(CellInput(some, [Task(draft.embedder, request)]))
             draft.warnings += [*said, *tally.warnings()]
             draft.found |= {
                 "gene_ids": str(tally.facts["gene_ids"]),
@@ -500,10 +503,11 @@ def _check_sequences(draft: "_Draft", facts: SequenceFacts, sample: dict[str, st
         elif draft.embedder is not None and isinstance(draft.embedder.adapter, TokenAdapter):
             limited = asked.long == "error" and not draft.embedder.adapter.unlimited
             request = draft.embedder.request(long="truncate" if limited else asked.long, on_empty="nan")
-            tally, lengths = draft.embedder.count_tokens(sample, request)
+            tally, lengths = _count_tokens(SequenceInput(sample, [Task(draft.embedder, request)]))
             draft.found |= {"truncated": tally.truncated, "empty": tally.empty, "max_tokens": draft.embedder.adapter.max_tokens}
             if limited and tally.truncated:
-                draft.embedder.count_tokens(sample, draft.embedder.request(on_empty="nan"))  # raises, and says what to do
+                strict = draft.embedder.request(on_empty="nan")
+                _count_tokens(SequenceInput(sample, [Task(draft.embedder, strict)]))  # raises, and says what to do
             draft.warnings += [*said, *tally.warnings()]
         else:
             draft.found |= {"truncated": 0, "empty": facts.empty}
@@ -587,6 +591,16 @@ class _Draft:
             cost=cost,
             **facts,
         )
+
+
+def _count_tokens(source: Input) -> tuple[Tally, NDArray[np.int64]]:
+    """Tokenize everything and keep nothing but what happened to the rows, and how many tokens each has."""
+    tally, lengths = Tally(), []
+    for (prepared,) in source.blocks():
+        tally.add(prepared.tally)
+        if isinstance(prepared.block, TokenBlock):
+            lengths.append(prepared.block.tokens.lengths)
+    return tally, np.concatenate(lengths)
 
 
 def _missing(entry: Entry, revision: str | None) -> int | None:

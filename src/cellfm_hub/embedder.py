@@ -1,8 +1,7 @@
 """`Embedder`: a loaded model."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
@@ -27,16 +26,17 @@ from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import InputError, SequenceError
-from cellfm_hub.genes import GeneMap, choose_gene_ids, identifier_columns
+from cellfm_hub.genes import choose_gene_ids, identifier_columns
 from cellfm_hub.nn.attention import BACKEND
 from cellfm_hub.qc import cut_inputs, row_sums
+from cellfm_hub.reading import GeneMatch, Prepared, Task, open_input
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
 from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, make_request
 from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
-from cellfm_hub.sources.cells import CellData, Matrix, count_blocks, find_counts, open_cells
+from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, count_blocks
 from cellfm_hub.sources.genome import WINDOW
-from cellfm_hub.sources.sequences import SequenceBlock, sequence_blocks
+from cellfm_hub.sources.sequences import SequenceBlock
 from cellfm_hub.tokens import Ragged, Tokens
 
 logger = logging.getLogger("cellfm_hub")
@@ -129,19 +129,17 @@ class Embedder:
         Parameters
         ----------
         data
-            Cells: an AnnData object, or the path of an ``.h5ad``, ``.h5mu`` (modality ``rna``), ``.loom`` or 10x ``.h5`` file, of a
-            ``.zarr`` store, of a folder with ``matrix.mtx``, or of a ``.csv``, ``.tsv`` or ``.txt`` table (a row per cell, its name
-            first, a column per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF
-            file, plain or gzipped.
+            Cells: an AnnData object, or the path of an ``.h5ad`` file or of a ``.csv`` table (a row per cell, its name first, a column
+            per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF file, plain or
+            gzipped.
         level
             ``"cell"`` or ``"sequence"`` (default): one vector per input. ``"gene"`` or ``"token"``: one per token of each input.
             ``"base"``: one per base of each sequence, that of the token which covers it; a base in two windows gets the mean of both,
             one that was cut off NaN. ``"variant"``: of each variant of a VCF file, the vector of the alternative window minus that of
             the reference; otherwise both are sequences of their own, ``name/ref`` and ``name/alt``.
         layer
-            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, other layers, ``raw``
-            and ``X`` that holds non-negative whole numbers; layers of RNA velocity are left out. Where none does, the counts are
-            recovered from the first that holds (log-)normalised counts, and that is said.
+            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, ``X``, ``raw`` that
+            holds counts.
         gene_ids
             Cells: the column of ``var`` with the gene identifiers, or ``"index"``. Default: the one that matches most genes.
         species
@@ -205,33 +203,31 @@ class Embedder:
     def run(self, data: Any, *, level: Level | None = None, **options: Unpack[EncodeOptions]) -> Result:
         """Embed as :meth:`encode` does, and return the row names and the receipt too."""
         request = self.request(level=level, **options)
-        tally = Tally()
-        if isinstance(self.adapter, TokenAdapter):
-            parts: list[Vectors] = []
-            ragged: list[Ragged] = []
-            names: list[str] = []
+        tally, names, parts, fitted = Tally(), list[str](), list[Vectors | Ragged](), list[CellBlock]()
 
-            def finished() -> Result:
-                return self._result(Ragged.concatenate(ragged) if request.per_token else np.concatenate(parts), names, request, tally)
+        def finished() -> Result:
+            joined: Vectors | Ragged = Ragged.concatenate(parts) if request.per_token else np.concatenate(parts)  # type: ignore[arg-type]
+            return self._result(joined, names, request, tally)
 
-            with (
-                self._blocks(data, request, tally) as (total, stream),
-                progress_bar(self.name, total, show=request.progress) as advance,
-            ):
-                try:
-                    for block in stream:
-                        vectors = self._embed_block(block, request, advance)
-                        if request.per_token:
-                            ragged.append(unpool(vectors, block, request.level, self._token_adapter()))
-                        else:
-                            parts.append(vectors)
-                        names += block.names
-                except InputError as error:
-                    if names and self.modality == "sequence":
-                        error.finished = finished()
-                    raise
-            return finished()
-        return self._result(*self._features(data, request, tally), request, tally)
+        with (
+            open_input(data, [Task(self, request)]) as source,
+            progress_bar(self.name, source.rows, show=request.progress) as advance,
+        ):
+            try:
+                for (prepared,) in source.blocks():
+                    if isinstance(prepared.block, CellBlock):
+                        fitted.append(prepared.block)
+                    else:
+                        parts.append(self.finish(prepared, request, advance))
+                    tally.add(prepared.tally)
+                    names += prepared.names
+            except InputError as error:
+                if parts and self.modality == "sequence":
+                    error.finished = finished()
+                raise
+        if fitted:
+            parts.append(self.fit(fitted, request, tally))
+        return finished()
 
     def _result(self, values: Vectors | Ragged, names: list[str], request: Request, tally: Tally) -> Result:
         """Write the receipt, and say what the user should know."""
@@ -278,9 +274,8 @@ class Embedder:
             genome=genome,
             window=window,
         )
-        with self._blocks(data, request, Tally()) as (_, stream):
-            blocks = list(stream)
-        return join(blocks)
+        with open_input(data, [Task(self, request)]) as source:
+            return join([prepared.block for (prepared,) in source.blocks() if isinstance(prepared.block, TokenBlock)])
 
     @overload
     def encode_tokens(
@@ -378,7 +373,7 @@ class Embedder:
         return self.adapter
 
     def request(self, *, level: Level | None = None, **given: Unpack[EncodeOptions]) -> Request:
-        """Check the options of a call of :meth:`encode`, and fill in the defaults."""
+        """Validate options of :meth:`encode`, and fill in the defaults."""
         return make_request(
             self.name,
             self.entry,
@@ -392,33 +387,10 @@ class Embedder:
 
     # From data to tokens
 
-    def count_tokens(self, data: Any, request: Request) -> tuple[Tally, NDArray[np.int64]]:
-        """Tokenize everything and keep nothing but what happened to the rows, and how many tokens each has.
-
-        Cells come as :class:`~cellfm_hub.sources.cells.CellData`.
-        """
-        tally = Tally()
-        stream = self._cell_tokens(data, request, tally) if isinstance(data, CellData) else self._sequence_tokens(data, request, tally)
-        lengths = [block.tokens.lengths for block in stream]
-        return tally, np.concatenate(lengths) if lengths else np.empty(0, np.int64)
-
-    @contextmanager
-    def _blocks(self, data: Any, request: Request, tally: Tally) -> Iterator[tuple[int | None, Iterator[TokenBlock]]]:
-        """Give the number of inputs, if known, and a stream of their tokens."""
-        if isinstance(self.adapter, CellAdapter):
-            with open_cells(data, self.adapter.obs_columns, self.name) as cells:
-                yield len(cells), self._cell_tokens(cells, request, tally)
-        else:
-            yield (
-                len(data) if hasattr(data, "__len__") and not isinstance(data, str) else None,
-                self._sequence_tokens(data, request, tally),
-            )
-
-    def match_genes(self, cells: CellData, request: Request, tally: Tally) -> tuple[Matrix, GeneMap]:
-        """Find the counts, and which of their columns feed which genes."""
+    def match_genes(self, cells: CellData, matrix: Matrix, request: Request) -> GeneMatch:
+        """Find out which columns of a matrix feed which genes, and say what the user should know of it."""
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
-        matrix = find_counts(cells, request.layer, adapter.values)
         match = adapter.gene_matcher(request.species, identifier_columns(matrix.var, request.gene_ids))
         requires = self.entry.requires
         column, genes = choose_gene_ids(
@@ -431,7 +403,9 @@ class Embedder:
         )
         if request.dataset_dependent:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
-        tally.facts |= {
+        for note in genes.notes:
+            logger.warning("%s: %s", self.name, note)
+        facts = {
             "counts_from": matrix.name,
             **matrix.facts,
             "gene_ids": column,
@@ -440,63 +414,67 @@ class Embedder:
             "genes_summed": genes.n_summed,
             **genes.facts,
         }
-        for note in (*matrix.notes, *genes.notes):
-            logger.warning("%s: %s", self.name, note)
-        return matrix, genes
+        return GeneMatch(genes, facts)
 
-    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+    def prepare_cells(self, block: CellBlock, match: GeneMatch | None, request: Request) -> Prepared:
+        """Turn cells into what :meth:`finish` takes; a model that is fitted to the whole data set takes them as they are."""
+        names = block.obs.index.astype(str).tolist()
         adapter = self.adapter
-        assert isinstance(adapter, CellAdapter)
-        matrix, genes = self.match_genes(cells, request, tally)
-        for block in count_blocks(cells, matrix, values=adapter.values):
-            known = genes.apply(block.counts)
-            tokens = adapter.tokenize(known, genes, block.obs, request.seed)
-            names = block.obs.index.astype(str).tolist()
-            used, totals = row_sums(known), None
-            if adapter.values != "log values":  # a share of logarithms says nothing
-                totals = row_sums(block.counts)
-                tally.counts += float(totals.sum())
-                tally.counts_used += float(used.sum())
-            seen = np.ones(len(names))
-            seen[empty_inputs(tokens, len(names))] = 0
-            tally.cells.add(seen * np.diff(known.indptr), totals, seen * used, cut_inputs(tokens, len(names)))
-            self._count(tokens, names, request, tally)
-            yield TokenBlock(tokens, names)
+        if match is None or not isinstance(adapter, CellAdapter):
+            tally = Tally(rows=len(names))
+            totals = row_sums(block.counts)
+            tally.cells.add(row_sums((block.counts != 0).tocsr()), totals, totals, np.zeros(len(names), bool))
+            return Prepared(block, names, tally)
+        tally = Tally(facts=dict(match.facts))
+        known = match.genes.apply(block.counts)
+        tokens = adapter.tokenize(known, match.genes, block.obs, request.seed)
+        used, all_counts = row_sums(known), None
+        if adapter.values != "log values":  # a share of logarithms says nothing
+            all_counts = row_sums(block.counts)
+            tally.counts, tally.counts_used = float(all_counts.sum()), float(used.sum())
+        seen = np.ones(len(names))
+        seen[empty_inputs(tokens, len(names))] = 0
+        tally.cells.add(seen * np.diff(known.indptr), all_counts, seen * used, cut_inputs(tokens, len(names)))
+        self._count(tokens, names, request, tally)
+        return Prepared(TokenBlock(tokens, names), names, tally)
 
-    def _sequence_tokens(self, data: Any, request: Request, tally: Tally) -> Iterator[TokenBlock]:
-        adapter = self.adapter
-        assert isinstance(adapter, SequenceAdapter)
+    def prepare_sequences(self, block: SequenceBlock, request: Request) -> Prepared:
+        """Turn sequences into what :meth:`finish` takes."""
+        adapter, tally = self.adapter, Tally()
         case: Case = getattr(self._options, "case", "upper")
-        for block in _sequences(data, request):
-            alleles = [clean(block.names, sequences, case, tally.bases) for sequences in _alleles(block)]
-            parts, forward = [], []
-            for sequences in alleles:
-                bodies = [adapter.tokenize(strand) for strand in _strands(sequences, request)]
-                fitted = [
-                    fit_to_model(
-                        body,
-                        block.names,
-                        max_tokens=None if adapter.unlimited and request.long == "error" else adapter.max_tokens,
-                        prefix=adapter.prefix,
-                        suffix=adapter.suffix,
-                        long=request.long,
-                        overlap=request.overlap,
-                    )
-                    for body in bodies
-                ]
-                parts += fitted
-                forward.append(fitted[0])
-                self._count_bases(bodies[0], fitted[0], request, tally)
-            tokens = stack_parts(parts, len(block.names)) if len(parts) > 1 else parts[0]
-            cuts = [part.cut for part in forward if part.cut is not None]
-            self._count(replace(forward[0], cut=np.max(cuts, axis=0)) if cuts else forward[0], block.names, request, tally)
-            yield TokenBlock(
-                tokens,
-                block.names,
-                strands=len(parts) // len(alleles),
-                alleles=len(alleles),
-                bases=np.array([len(s) for s in alleles[0]], dtype=np.int64),
-            )
+        alleles = [clean(block.names, sequences, case, tally.bases) for sequences in block.alleles]
+        if not isinstance(adapter, SequenceAdapter):
+            tally.rows = len(block.names)
+            return Prepared(SequenceBlock(block.names, *alleles), block.names, tally)
+        parts, forward = [], []
+        for sequences in alleles:
+            bodies = [adapter.tokenize(strand) for strand in _strands(sequences, request)]
+            fitted = [
+                fit_to_model(
+                    body,
+                    block.names,
+                    max_tokens=None if adapter.unlimited and request.long == "error" else adapter.max_tokens,
+                    prefix=adapter.prefix,
+                    suffix=adapter.suffix,
+                    long=request.long,
+                    overlap=request.overlap,
+                )
+                for body in bodies
+            ]
+            parts += fitted
+            forward.append(fitted[0])
+            self._count_bases(bodies[0], fitted[0], request, tally)
+        tokens = stack_parts(parts, len(block.names)) if len(parts) > 1 else parts[0]
+        cuts = [part.cut for part in forward if part.cut is not None]
+        self._count(replace(forward[0], cut=np.max(cuts, axis=0)) if cuts else forward[0], block.names, request, tally)
+        token_block = TokenBlock(
+            tokens,
+            block.names,
+            strands=len(parts) // len(alleles),
+            alleles=len(alleles),
+            bases=np.array([len(s) for s in alleles[0]], dtype=np.int64),
+        )
+        return Prepared(token_block, block.names, tally)
 
     def _count_bases(self, body: Tokens, fitted: Tokens, request: Request, tally: Tally) -> None:
         assert isinstance(self.adapter, SequenceAdapter)
@@ -535,6 +513,17 @@ class Embedder:
 
     # From tokens to vectors
 
+    def finish(self, prepared: Prepared, request: Request, advance: Callable[[float], None] = lambda _inputs: None) -> Vectors | Ragged:
+        """Compute the vectors of a block, in its order."""
+        block = prepared.block
+        if isinstance(block, TokenBlock):
+            values = self._embed_block(block, request, advance)
+            return unpool(values, block, request.level, self._token_adapter()) if request.per_token else values
+        assert isinstance(block, SequenceBlock)
+        vectors = self._features_of_sequences(block, request, prepared.tally)
+        advance(len(prepared.names))
+        return vectors
+
     def _embed_block(self, block: TokenBlock, request: Request, advance: Callable[[float], None] = lambda _inputs: None) -> Vectors:
         """Run the network on a block: ``(inputs, d)``, or ``(tokens, d)``. `advance` is told how many inputs are done."""
         adapter = self._token_adapter()
@@ -571,45 +560,39 @@ class Embedder:
         vectors = combine(values, block, pooling)
         return unit_length(vectors) if request.normalize else vectors
 
-    def _features(self, data: Any, request: Request, tally: Tally) -> tuple[Vectors, list[str]]:
-        """Apply a model without a network."""
-        if isinstance(self.adapter, CellFeatures):
-            with open_cells(data, (), self.name) as cells:
-                matrix = find_counts(cells, request.layer)
-                counts = sp.csr_matrix(sp.vstack([block.counts for block in count_blocks(cells, matrix)], format="csr"))
-                names = cells.obs.index.astype(str).tolist()
-            tally.facts |= {"counts_from": matrix.name, **matrix.facts, "genes": matrix.shape[1]}
-            for note in matrix.notes:
-                logger.warning("%s: %s", self.name, note)
-            totals = row_sums(counts)
-            tally.cells.add(row_sums((counts != 0).tocsr()), totals, totals, np.zeros(len(names), bool))
-            usable = totals > 0
-            if not usable.any():
-                msg = f"every cell of {cells.origin} is empty; there is nothing to embed"
-                raise InputError(msg)
-            vectors = self.adapter.embed(counts[usable], request.seed)
-            values: Vectors = np.full((len(names), vectors.shape[1]), np.nan, dtype=np.float32)
-            values[usable] = vectors
-        else:
-            assert isinstance(self.adapter, SequenceFeatures)
-            names, parts = [], []
-            for block in _sequences(data, request):
-                of_alleles = []
-                for sequences in _alleles(block):
-                    cleaned = clean(block.names, sequences, "upper", tally.bases)
-                    of_strands = [self.adapter.embed(strand) for strand in _strands(cleaned, request)]
-                    of_alleles.append(np.mean(of_strands, axis=0, dtype=np.float32))
-                parts.append(of_alleles[1] - of_alleles[0] if len(of_alleles) > 1 else of_alleles[0])
-                names += block.names
-            values = np.concatenate(parts)
+    def fit(self, blocks: Sequence[CellBlock], request: Request, tally: Tally) -> Vectors:
+        """Apply a model that is fitted to the whole data set, all blocks of it."""
+        assert isinstance(self.adapter, CellFeatures)
+        counts = sp.csr_matrix(sp.vstack([block.counts for block in blocks], format="csr"))
+        usable = row_sums(counts) > 0
+        if not usable.any():
+            msg = "every cell is empty; there is nothing to embed"
+            raise InputError(msg)
+        vectors = self.adapter.embed(counts[usable], request.seed)
+        values: Vectors = np.full((len(usable), vectors.shape[1]), np.nan, dtype=np.float32)
+        values[usable] = vectors
+        self._count_empty(values, [name for block in blocks for name in block.obs.index.astype(str)], request, tally)
+        return values
+
+    def _features_of_sequences(self, block: SequenceBlock, request: Request, tally: Tally) -> Vectors:
+        assert isinstance(self.adapter, SequenceFeatures)
+        of_alleles = []
+        for sequences in block.alleles:
+            of_strands = [self.adapter.embed(strand) for strand in _strands(sequences, request)]
+            of_alleles.append(np.mean(of_strands, axis=0, dtype=np.float32))
+        values = np.asarray(of_alleles[1] - of_alleles[0] if len(of_alleles) > 1 else of_alleles[0], dtype=np.float32)
+        self._count_empty(values, block.names, request, tally)
+        return values
+
+    def _count_empty(self, values: Vectors, names: Sequence[str], request: Request, tally: Tally) -> None:
         empty = np.flatnonzero(np.isnan(values).any(axis=1))
         if len(empty) and request.on_empty == "error":
-            msg = f"row {names[empty[0]]!r} is empty ({len(empty)} in all); remove it, or pass on_empty='nan'"
+            msg = f"row {names[empty[0]]!r} is empty ({len(empty)} of {len(names):,}); remove it, or pass on_empty='nan'"
             raise InputError(msg)
-        tally.rows, tally.empty = len(names), len(empty)
-        return values, names
+        tally.empty += len(empty)
 
-    def _receipt(self, request: Request, tally: Tally) -> Receipt:
+    def receipt_of(self, request: Request) -> Receipt:
+        """Say what is known before the data are read: the model and how it is used."""
         entry, files = self.entry, self.files
         receipt: Receipt = {
             "model": self.name,
@@ -640,26 +623,14 @@ class Embedder:
             }
         if request.genome is not None:
             receipt |= {"genome": str(request.genome), "window": request.window}
-        return receipt | tally.receipt() | versions()
+        return receipt
+
+    def _receipt(self, request: Request, tally: Tally) -> Receipt:
+        return self.receipt_of(request) | tally.receipt() | versions()
 
     def _weights_sha256(self) -> str:
         weights = [path for name, path in self.files.used.items() if path.suffix in WEIGHT_SUFFIXES or name.endswith(".index.json")]
         return self.files.weights_sha256(weights[0])
-
-
-def _sequences(data: Any, request: Request) -> Iterator[SequenceBlock]:
-    """Read sequences; variants as pairs where their difference is asked for, else as rows."""
-    # No bases, no tokens: fine one by one. But there is no vector of nothing.
-    may_be_empty = request.on_empty == "nan" or request.per_token or isinstance(data, str | Path)
-    for block in sequence_blocks(data, genome=request.genome, window=request.window, may_be_empty=may_be_empty):
-        if block.alternatives is None and request.level == "variant":
-            msg = "level='variant' is the difference of two alleles; it needs a VCF file, and genome= with its FASTA file"
-            raise InputError(msg)
-        yield block if block.alternatives is None or request.level == "variant" else block.alleles_as_rows()
-
-
-def _alleles(block: SequenceBlock) -> list[list[str]]:
-    return [block.sequences] if block.alternatives is None else [block.sequences, block.alternatives]
 
 
 def _strands(sequences: list[str], request: Request) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """The tokens of one cell, as a model sees them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from cellfm_hub.api import load_tokenizer
 from cellfm_hub.embedder import Embedder
 from cellfm_hub.errors import InputError, did_you_mean
 from cellfm_hub.genes import CountMatrix, GeneMap, identifier_columns
-from cellfm_hub.receipt import Receipt, Tally
-from cellfm_hub.sources.cells import CellData, count_blocks, open_cells
-from cellfm_hub.sources.some_rows import SomeRows
+from cellfm_hub.receipt import Receipt
+from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
 from cellfm_hub.tokens import Tokens
 
 
@@ -137,23 +136,23 @@ def explain_cell(
         msg = f"{embedder.name} is a model {of}; explain shows the tokens of a cell, take a model of cells such as geneformer"
         raise InputError(msg)
     request = embedder.request(layer=layer, gene_ids=gene_ids, species=species)
-    tally = Tally()
     with open_cells(data, adapter.obs_columns, embedder.name) as cells:
         row = _find(cells, cell)
-        matrix, genes = embedder.match_genes(cells, request, tally)
-        one = replace(cells, obs=cells.obs.iloc[row : row + 1])
-        only_row = replace(matrix, values=SomeRows(matrix, [(row, row + 1)]))
-        counts = next(count_blocks(one, only_row, values=adapter.values)).counts
-        tokens = adapter.tokenize(genes.apply(counts), genes, one.obs, request.seed)
+        matrix = find_counts(cells, request.layer, adapter.values)
+        match = embedder.match_genes(cells, matrix, request)
+        genes, facts = match.genes, dict(match.facts)
+        block = next(count_blocks(cells, matrix, values=adapter.values, rows=range(row, row + 1)))
+        counts = block.counts
+        tokens = adapter.tokenize(genes.apply(counts), genes, block.obs, request.seed)
         columns = identifier_columns(matrix.var, request.gene_ids)
-        ids = columns.get(str(tally.facts["gene_ids"]), columns.get("index", []))
+        ids = columns.get(str(facts["gene_ids"]), columns.get("index", []))
         frame, status = _table(tokens, counts, genes, adapter, names=(ids, matrix.var.index.astype(str).tolist()))
     found = {kind: np.flatnonzero(status == kind) for kind in ("kept", "cut", "unknown", "special") if (status == kind).any()}
     return Explanation(
-        cell=str(one.obs.index[0]),
+        cell=str(block.obs.index[0]),
         model=embedder.name,
         table=frame,
-        facts=tally.facts,
+        facts=facts,
         genes={kind: len(at) for kind, at in found.items()},
         counts={kind: float(counts.data[counts.data != 0][at].sum(dtype=np.float64)) for kind, at in found.items()},
     )

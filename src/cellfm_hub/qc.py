@@ -55,6 +55,11 @@ class CellQuality:
         for name, values in zip(COLUMNS, (genes_used.astype(np.int32), share.astype(np.float32), truncated), strict=True):
             self.parts[name].append(values)
 
+    def extend(self, other: "CellQuality") -> None:
+        """Add the blocks of another one behind the own."""
+        for name, parts in other.parts.items():
+            self.parts[name] += parts
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the three columns, ``(n,)`` int32, float32 (NaN for a cell without counts) and bool; empty if there are no cells."""
         return {name: np.concatenate(parts) for name, parts in self.parts.items() if parts}

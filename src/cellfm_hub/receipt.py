@@ -35,6 +35,15 @@ class Tally:
     """What the model saw of each cell."""
     bases: BaseCounts = field(default_factory=BaseCounts)
 
+    def add(self, other: "Tally") -> None:
+        """Add the tally of other rows of the same data."""
+        self.facts |= other.facts
+        for name in ("rows", "empty", "truncated", "counts", "counts_used", "tokens_cut"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.cells.extend(other.cells)
+        for name, count in vars(other.bases).items():
+            setattr(self.bases, name, getattr(self.bases, name) + count)
+
     def warnings(self) -> list[str]:
         """Say what a user should know without asking."""
         said = []

@@ -112,16 +112,19 @@ def describe_matrices(data: CellData, layer: str | None) -> dict[str, str]:
     return said | {text.split(" is ", 1)[0]: text.split(" is ", 1)[1] for text in left_out}
 
 
-def count_blocks(data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts") -> Iterator[CellBlock]:
-    """Read the count matrix block by block, checking every value, and recovering counts where that was found to be possible.
+def count_blocks(
+    data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts", rows: range | None = None
+) -> Iterator[CellBlock]:
+    """Read the count matrix, or some rows of it, block by block, checking every value, and recovering counts where that is possible.
 
     Raises
     ------
     CountsError
         At the first value that is not a count (or what else the model reads), naming cell and gene.
     """
-    for start in range(0, len(data), block_rows):
-        stop = min(start + block_rows, len(data))
+    rows = range(len(data)) if rows is None else rows
+    for start in range(rows.start, rows.stop, block_rows):
+        stop = min(start + block_rows, rows.stop)
         block = CellBlock(start, matrix.rows(start, stop), data.obs.iloc[start:stop])
         problem = _unfit(block, matrix, "abundances" if matrix.scaling else values)
         if problem is None and matrix.scaling is not None:
