@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellfm_hub import datasets, errors
+    from cellfm_hub import datasets, errors, genes
     from cellfm_hub._settings import settings
     from cellfm_hub.api import embed, load
-    from cellfm_hub.check import Report, check
+    from cellfm_hub.checking import Report, check
     from cellfm_hub.embedder import Embedder
-    from cellfm_hub.explain import explain
+    from cellfm_hub.explaining import explain
     from cellfm_hub.registry import ModelInfo, list_models
     from cellfm_hub.tokens import Ragged, Tokens
 
@@ -37,9 +37,9 @@ __all__ = [
 _HOMES = {
     "embed": "cellfm_hub.api",
     "load": "cellfm_hub.api",
-    "check": "cellfm_hub.check",
-    "Report": "cellfm_hub.check",
-    "explain": "cellfm_hub.explain",
+    "check": "cellfm_hub.checking",
+    "Report": "cellfm_hub.checking",
+    "explain": "cellfm_hub.explaining",
     "Embedder": "cellfm_hub.embedder",
     "ModelInfo": "cellfm_hub.registry",
     "list_models": "cellfm_hub.registry",

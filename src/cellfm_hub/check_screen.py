@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cellfm_hub.check import CellFacts, ModelReport, Report, SequenceFacts
+from cellfm_hub.checking import CellFacts, ModelReport, Report, SequenceFacts
 from cellfm_hub.checkpoints import readable
 
 _COLOURS = {"ok": "green", "warn": "yellow", "refuse": "red"}

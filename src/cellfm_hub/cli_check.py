@@ -11,7 +11,7 @@ import typer
 from cellfm_hub.cli_options import Checkpoint, Data, GeneIds, Layer, Long, Options, Precision, Revision, Species, parse_options
 
 if TYPE_CHECKING:
-    from cellfm_hub.explain import Explanation
+    from cellfm_hub.explaining import Explanation
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -44,7 +44,7 @@ def check(
     """
     from rich.console import Console
 
-    from cellfm_hub.check import check as check_data
+    from cellfm_hub.checking import check as check_data
     from cellfm_hub.check_screen import render
     from cellfm_hub.errors import CellFMError
 
@@ -89,7 +89,7 @@ def explain(
 ) -> None:
     """Show the tokens of one cell, as a model sees them, and the genes that made none."""
     from cellfm_hub.api import load_tokenizer
-    from cellfm_hub.explain import explain_cell
+    from cellfm_hub.explaining import explain_cell
 
     embedder = load_tokenizer(model, checkpoint=checkpoint, revision=revision, options=parse_options(option or []), seed=seed)
     explained = explain_cell(data, embedder, cell=cell, layer=layer, gene_ids=gene_ids, species=species)
