@@ -22,9 +22,10 @@ from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.cost import Cost, estimate
 from cellfm_hub.embedder import Embedder
 from cellfm_hub.engine.device import Precision, choose_device, choose_dtype
-from cellfm_hub.errors import CellFMError, InputError, SequenceError, SpeciesError, WeightsUnavailableError
+from cellfm_hub.errors import CellFMError, InputError, SequenceError, WeightsUnavailableError
 from cellfm_hub.genes import SpeciesGuess, guess_species, identifier_columns, main_system, systems_of
 from cellfm_hub.genes.identifiers import in_words
+from cellfm_hub.genes.species import species_of_data
 from cellfm_hub.qc import row_sums
 from cellfm_hub.reading import CellInput, Input, SequenceInput, Task
 from cellfm_hub.receipt import Tally
@@ -424,29 +425,14 @@ def _check_cells(draft: "_Draft", facts: CellFacts, some: CellData, guess: Speci
                 adapter.check_size(facts.cells - facts.empty_cells, facts.genes)
                 draft.found |= {"truncated": 0, "empty": facts.empty_cells}
             else:
-                check_species_of(guess, asked.species, entry)
+                known = tuple(entry.requires.species)
+                orthologs = (asked.options or {}).get("orthologs") == "one2one"
+                species_of_data(guess, asked.species, known=known, model=entry.name, tells=len(known) > 1, orthologs=orthologs)
                 draft.notes.append("which genes it knows, and how much of the data they cover, is not known until its files are here")
     # Without the vocabulary: as many tokens as a cell has genes, unless the model always makes the same number.
     fixed, genes = getattr(adapter_class, "tokens_per_cell", None), facts.genes_per_cell
     expected = fixed or (0 if genes is None else min(genes.median, entry.checkpoint.max_tokens or np.inf))
     return draft.report(np.array([expected]), stand_for=facts.cells - facts.empty_cells)
-
-
-def check_species_of(guess: SpeciesGuess, species: str | None, entry: Entry) -> None:
-    """Compare the species of the data with the card's.
-
-    Raises
-    ------
-    SpeciesError
-        If the card does not list it, and the user did not say otherwise.
-    """
-    known = entry.requires.species
-    if known and species is not None and species not in known:
-        msg = f"species={species!r}, but {entry.name} is a model of {', '.join(known)}; 'cellfm models' lists others"
-        raise SpeciesError(msg)
-    if known and species is None and guess.certain and guess.species not in known:
-        msg = f"the genes are those of {guess}, but {entry.name} is a model of {', '.join(known)}; pass species= if they are not"
-        raise SpeciesError(msg)
 
 
 # Sequences

@@ -44,8 +44,8 @@ def check(
     """
     from rich.console import Console
 
-    from cellfm_hub.checking import check as check_data
     from cellfm_hub.check_screen import render
+    from cellfm_hub.checking import check as check_data
     from cellfm_hub.errors import CellFMError
 
     report = check_data(

@@ -26,15 +26,15 @@ from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import InputError, SequenceError
-from cellfm_hub.genes import choose_gene_ids, identifier_columns
+from cellfm_hub.matching import GeneMatch, match_genes, reads_orthologs
 from cellfm_hub.nn.attention import BACKEND
 from cellfm_hub.qc import cut_inputs, row_sums
-from cellfm_hub.reading import GeneMatch, Prepared, Task, open_input
+from cellfm_hub.reading import Prepared, Task, open_input
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
-from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, make_request
+from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, known_species, make_request
 from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
-from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, count_blocks
+from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, column_totals, count_blocks
 from cellfm_hub.sources.genome import WINDOW
 from cellfm_hub.sources.sequences import SequenceBlock
 from cellfm_hub.tokens import Ragged, Tokens
@@ -381,6 +381,7 @@ class Embedder:
             device=self.device,
             default_batch_tokens=self._batch_tokens,
             default_seed=self._seed,
+            orthologs=reads_orthologs(self._options),
             level=level,
             **given,
         )
@@ -391,30 +392,24 @@ class Embedder:
         """Find out which columns of a matrix feed which genes, and say what the user should know of it."""
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
-        match = adapter.gene_matcher(request.species, identifier_columns(matrix.var, request.gene_ids))
-        requires = self.entry.requires
-        column, genes = choose_gene_ids(
+        matched = match_genes(
             matrix.var,
-            match,
-            column=request.gene_ids,
-            preferred=adapter.gene_columns,
+            adapter,
             model=self.name,
-            symbols_of=requires.species if "symbol" in (requires.ids or "") else (),
+            known_species=known_species(self.entry, adapter),
+            options=self._options,
+            gene_ids=request.gene_ids,
+            species=request.species,
+            obs=cells.obs,
+            totals=lambda: column_totals(matrix),
         )
+        genes = matched.genes
         if request.dataset_dependent:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
-        for note in genes.notes:
+        for note in matched.notes:
             logger.warning("%s: %s", self.name, note)
-        facts = {
-            "counts_from": matrix.name,
-            **matrix.facts,
-            "gene_ids": column,
-            "genes": matrix.shape[1],
-            "genes_used": genes.n_matched,
-            "genes_summed": genes.n_summed,
-            **genes.facts,
-        }
-        return GeneMatch(genes, facts)
+        facts = {"counts_from": matrix.name, **matrix.facts, **matched.facts, **genes.facts, "genes_used": genes.n_matched}
+        return replace(matched, genes=genes, facts=facts)
 
     def prepare_cells(self, block: CellBlock, match: GeneMatch | None, request: Request) -> Prepared:
         """Turn cells into what :meth:`finish` takes; a model that is fitted to the whole data set takes them as they are."""

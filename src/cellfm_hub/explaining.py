@@ -145,7 +145,8 @@ def explain_cell(
         counts = block.counts
         tokens = adapter.tokenize(genes.apply(counts), genes, block.obs, request.seed)
         columns = identifier_columns(matrix.var, request.gene_ids)
-        ids = columns.get(str(facts["gene_ids"]), columns.get("index", []))
+        # Behind the name of the column may stand what its identifiers were read as.
+        ids = columns[max((name for name in columns if match.column.startswith(name)), key=len)]
         frame, status = _table(tokens, counts, genes, adapter, names=(ids, matrix.var.index.astype(str).tolist()))
     found = {kind: np.flatnonzero(status == kind) for kind in ("kept", "cut", "unknown", "special") if (status == kind).any()}
     return Explanation(

@@ -1,7 +1,7 @@
 """Data that are read once, for one model or several: rows in blocks, each block as every model takes it."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cellfm_hub.adapter import CellAdapter, CellFeatures
 from cellfm_hub.blocks import TokenBlock
 from cellfm_hub.errors import InputError
-from cellfm_hub.genes import GeneMap
+from cellfm_hub.genes.species import OBS_COLUMNS
+from cellfm_hub.matching import GeneMatch
 from cellfm_hub.receipt import Tally
 from cellfm_hub.request import Request
 from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, MatrixValues, count_blocks, find_counts, open_cells
@@ -39,14 +40,6 @@ class Task:
     def values(self) -> MatrixValues:
         """What the matrix must hold that the model reads."""
         return self.model.adapter.values if isinstance(self.model.adapter, CellAdapter) else "counts"
-
-
-@dataclass(frozen=True)
-class GeneMatch:
-    """Which column of a matrix feeds which gene of a model, and what the receipt says of it."""
-
-    genes: GeneMap
-    facts: Mapping[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
@@ -155,6 +148,7 @@ def open_input(data: Any, tasks: Sequence[Task]) -> Iterator[Input]:
     model = tasks[0].model
     if model.modality == "cell":
         columns = {column for task in tasks if isinstance(task.model.adapter, CellAdapter) for column in task.model.adapter.obs_columns}
+        columns |= set(OBS_COLUMNS)
         with open_cells(data, tuple(sorted(columns)), model.name) as cells:
             yield CellInput(cells, tasks)
     else:

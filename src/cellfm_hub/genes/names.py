@@ -1,7 +1,7 @@
 """All names of the genes of a species, current and former, and which gene each of them means."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property, lru_cache
@@ -141,7 +141,7 @@ class NameBook:
         of, where that is unambiguous.
         """
         plain = _plain(names)
-        at = self._index_of_names.get_indexer(plain)
+        at = _places(self._index_of_names, plain)
         gene = np.where(at >= 0, self._meaning[at], UNKNOWN)
         kind = self._kind[at]
         is_id = np.array([name.startswith("ENS") and ENSEMBL.fullmatch(name) is not None for name in plain], dtype=bool)
@@ -155,13 +155,13 @@ class NameBook:
 
     def _find_oddly_written(self, name: str) -> tuple[int, str]:
         if system_of(name) == "Entrez":
-            at = self._entrez.get_indexer([name])[0] if len(self._entrez) else -1
+            at = _places(self._entrez, [name])[0] if len(self._entrez) else -1
             return (int(self._entrez_gene[at]), "Entrez") if at >= 0 and self._entrez_gene[at] >= 0 else (UNKNOWN, "unknown")
         if (match := _DATE.fullmatch(name)) is not None:
             gene = self._best(_undated(match))
             return gene, {AMBIGUOUS: "ambiguous", UNKNOWN: "unknown"}.get(gene, "spreadsheet")
         if (match := _SUFFIXED.fullmatch(name)) is not None:
-            at = self._index_of_names.get_indexer([match[2]])[0]
+            at = _places(self._index_of_names, [match[2]])[0]
             if at >= 0:
                 return int(self._meaning[at]), "current"
         gene = self._folded.get(name.upper(), UNKNOWN)
@@ -171,9 +171,9 @@ class NameBook:
 
     def _best(self, names: Sequence[str]) -> int:
         """Return the gene that some spellings mean together, by the precedence of names."""
-        at = self._index_of_names.get_indexer(names)
+        at = _places(self._index_of_names, names)
         if self.species == "mouse":
-            at = np.concatenate((at, self._index_of_names.get_indexer([name.capitalize() for name in names])))
+            at = np.concatenate((at, _places(self._index_of_names, [name.capitalize() for name in names])))
         at = at[at >= 0]
         if not len(at):
             return UNKNOWN
@@ -186,7 +186,7 @@ class NameBook:
         """Return the genes that an ambiguous name may mean, by symbol or else Ensembl id."""
         match = _DATE.fullmatch(name)
         spellings = [name] if match is None else [s for old in _undated(match) for s in (old, old.capitalize())]
-        codes = self._index_of_names.get_indexer(pd.Index(spellings, dtype=object))
+        codes = _places(self._index_of_names, spellings)
         mask = np.isin(self._entry_code, codes[codes >= 0])
         kinds, genes = self._entry_kind[mask], self._entry_gene[mask]
         if not len(genes):
@@ -214,7 +214,7 @@ class NameBook:
 
     def is_current_symbol(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """Say which names are current symbols as they are written."""
-        at = self._index_of_names.get_indexer(_objects(names))
+        at = _places(self._index_of_names, names)
         out: NDArray[np.bool_] = (at >= 0) & (self._kind[at] <= Kind.GENCODE) & ~self._is_id[at]
         return out
 
@@ -247,10 +247,10 @@ class NameBook:
             newer = newer.drop_duplicates("ensembl_id", keep="last")
             newer_ids = _objects(newer["ensembl_id"])
             newer_symbols = _objects(newer["symbol"].where(newer["symbol"] != newer["ensembl_id"], ""))
-            place = pd.Index(newer_ids).get_indexer(own_ids)
+            place = _places(pd.Index(newer_ids), own_ids)
             further = place < 0
             self.ensembl = np.concatenate((newer_ids, own_ids[further]))
-            genes = place.astype(np.int64)
+            genes = place.copy()
             genes[further] = len(newer_ids) + np.arange(int(further.sum()))
             # What the newer table says otherwise was the symbol once.
             differs = (~further & (newer_symbols[place] != own_symbols)) | np.isin(own_symbols.astype(str), newer_symbols.astype(str))
@@ -268,7 +268,7 @@ class NameBook:
     def _add_hgnc(self, hgnc: pd.DataFrame) -> None:
         hgnc = hgnc.reset_index(drop=True)
         ids, symbols = _objects(hgnc["ensembl_gene_id"]), _objects(hgnc["symbol"])
-        genes = pd.Index(self.ensembl).get_indexer(ids).astype(np.int64)
+        genes = _places(pd.Index(self.ensembl), ids)
         new = (genes < 0) | (ids == "")
         genes[new] = len(self.ensembl) + np.arange(int(new.sum()))
         self.ensembl = np.concatenate((self.ensembl, ids[new]))
@@ -293,16 +293,16 @@ class NameBook:
         genes = pd.Series(np.concatenate(self._genes)[current], index=names[current])
         genes = genes[~genes.index.duplicated(keep=False) | genes.index.isin(self.symbol[genes.to_numpy()])]
         genes = genes[~genes.index.duplicated()]
-        at = genes.index.get_indexer(_objects(list(pairs.values())))
+        at = _places(genes.index, list(pairs.values()))
         self._add(_objects(list(pairs)), np.where(at >= 0, genes.to_numpy()[at], -1), kind)
 
     def _add_retired(self, retired: pd.DataFrame) -> None:
         """Retired ids lead to the gene of the same Entrez id, or else to the one that their symbol means."""
         ids = _objects(retired["ensembl_id"])
         gene = self.find(retired["symbol"].tolist()).gene
-        at = self._entrez.get_indexer(_objects(retired["entrez"])) if len(self._entrez) else np.full(len(ids), -1)
+        at = _places(self._entrez, retired["entrez"]) if len(self._entrez) else np.full(len(ids), -1)
         gene = np.where(at >= 0, self._entrez_gene[at] if len(self._entrez) else gene, gene)
-        known = self._index_of_names.get_indexer(ids) >= 0
+        known = _places(self._index_of_names, ids) >= 0
         self._add(ids[~known], gene[~known], Kind.FORMER)
 
     def _index(self) -> None:
@@ -325,8 +325,13 @@ class NameBook:
         self._by_gene_name = np.asarray(unique, dtype=object)[codes[own][by_gene]]
 
 
-def _objects(values: "Sequence[str] | pd.Series | pd.Index") -> NDArray[np.object_]:
+def _objects(values: Iterable[str]) -> NDArray[np.object_]:
     return np.array(list(values), dtype=object)
+
+
+def _places(index: pd.Index, names: Iterable[str]) -> NDArray[np.int64]:
+    """Return where names stand in an index; -1 for those that do not."""
+    return index.get_indexer(pd.Index(_objects(names))).astype(np.int64)
 
 
 def _plain(names: Sequence[str]) -> NDArray[np.object_]:

@@ -104,10 +104,8 @@ def resolve(ids: Sequence[str], *, to: Target = "ensembl", species: str | None =
         msg = f"to={to!r} is not known; use 'ensembl' or 'symbol'"
         raise InputError(msg)
     names = [identifier if isinstance(identifier, str) else "" for identifier in ids]
-    if species is None:
-        guess = guess_species(names)
-    else:
-        guess = SpeciesGuess(species, "as asked for", certain=True, by_ids=False, counts={})
+    asked = species and SpeciesGuess(species, "as asked for", certain=True, by_ids=False, counts={})
+    guess = asked or guess_species(names)
     book = name_book(guess.species or "human")
     if book is None:
         msg = f"there is no table of the genes of {guess}; expected species={' or '.join(map(repr, tables.SHIPPED))}"

@@ -3,9 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from cellfm_hub.errors import SpeciesError
 from cellfm_hub.genes import tables
 from cellfm_hub.genes.identifiers import ENSEMBL
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ENSEMBL_SPECIES = {
     "ENSG": "human",
@@ -79,6 +84,78 @@ def guess_species(ids: Sequence[str] | Mapping[str, Sequence[str]]) -> SpeciesGu
     columns = ids if isinstance(ids, Mapping) else {"index": ids}
     guesses = [_of_column(name, list(column)) for name, column in columns.items()]
     return max(guesses, key=lambda guess: (guess.certain, guess.by_ids, max(guess.counts.values(), default=0)))
+
+
+def species_of_data(
+    guess: SpeciesGuess, asked: str | None, *, known: Sequence[str], model: str, tells: bool, orthologs: bool
+) -> str | None:
+    """Settle the species of a data set.
+
+    Parameters
+    ----------
+    guess
+        What the identifiers say.
+    asked
+        The user's ``species=``.
+    known
+        The species of the model; none if it takes any.
+    model
+        Its name.
+    tells
+        Whether the model tells species from symbols itself.
+    orthologs
+        Whether mouse genes shall be read as human ones.
+
+    Returns
+    -------
+    The species, ``None`` if nothing says so.
+
+    Raises
+    ------
+    SpeciesError
+        If the identifiers contradict the user or the model.
+    """
+    # Pig symbols look human: symbols speak of human and mouse only, and only where nobody else looks at them.
+    names = set(ENSEMBL_SPECIES.values()) if guess.by_ids else set(tables.SHIPPED)
+    speaks = guess.certain and (guess.by_ids or not tells)
+    if asked is not None and speaks and asked in names and guess.species != asked:
+        msg = f"species={asked!r}, but the genes are those of {guess}; pass species={guess.species!r}, or leave it out"
+        raise SpeciesError(msg)
+    species = asked or (guess.species if speaks else None)
+    if orthologs:
+        if species != "mouse" or (known and "human" not in known):
+            msg = f"orthologs='one2one' reads mouse genes as human ones, but the data are of {guess} and {model} is a model of"
+            msg += f" {', '.join(known) or 'any species'}; leave it out, or pass species='mouse' if these are mouse genes"
+            raise SpeciesError(msg)
+    elif species is not None and known and species not in known and set(known) <= names:
+        msg = f"the genes are those of {guess}, but {model} is a model of {', '.join(known)}; 'cellfm models' lists others"
+        if species == "mouse" and "human" in known:
+            msg += ", and options={'orthologs': 'one2one'} reads mouse genes as human ones"
+        raise SpeciesError(msg)
+    return species
+
+
+def other_species_in(obs: "pd.DataFrame", species: str | None) -> str | None:
+    """Say in one line if a column of `obs` names another species than the identifiers do, for some cells at least."""
+    for column in OBS_COLUMNS:
+        if species in _SPELLINGS and column in obs:
+            said = obs[column].astype(str).str.lower().map({spelling: name for name, all_ in _SPELLINGS.items() for spelling in all_})
+            others = said[said.notna() & (said != species)]
+            if len(others):
+                return (
+                    f"obs[{column!r}] says that {len(others):,} of {len(obs):,} cells are {others.iloc[0]}, but their genes have {species}"
+                    f" identifiers and are taken for {species} genes"
+                )
+    return None
+
+
+OBS_COLUMNS = ("species", "organism", "organism_ontology_term_id")
+"""Columns of ``obs`` in which data sets name the species of each cell."""
+
+_SPELLINGS = {
+    "human": ("human", "homo sapiens", "homo_sapiens", "h. sapiens", "hs", "hsapiens", "ncbitaxon:9606"),
+    "mouse": ("mouse", "mus musculus", "mus_musculus", "m. musculus", "mm", "mmusculus", "ncbitaxon:10090"),
+}
 
 
 def _of_column(name: str, ids: list[str]) -> SpeciesGuess:

@@ -107,8 +107,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def split_field(values: pd.Series, separator: str = "|") -> tuple[NDArray[np.int64], NDArray[np.object_]]:
     """Return row and value of every value of a field that holds several."""
     filled = values[values != ""]
-    parts = filled.str.split(separator, regex=False)
-    lengths = parts.str.len().to_numpy(np.int64)
-    rows = np.repeat(filled.index.to_numpy(np.int64), lengths)
+    parts = [text.split(separator) for text in filled]
+    rows = np.repeat(filled.index.to_numpy(np.int64), [len(row) for row in parts])
     flat = [part for row in parts for part in row]
     return rows, np.array(flat, dtype=object)
