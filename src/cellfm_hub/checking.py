@@ -527,7 +527,7 @@ class _Draft:
         asked = self.asked
         try:
             with settings.override(offline=True), _collected_warnings():  # the report says the licence anyway
-                self.embedder = load_tokenizer(self.entry.name, checkpoint=asked.checkpoint, revision=asked.revision, options=asked.options)
+                self.embedder = load_tokenizer(self.name, checkpoint=asked.checkpoint, revision=asked.revision, options=asked.options)
         except WeightsUnavailableError:
             if asked.checkpoint is not None:  # the folder is incomplete
                 raise
@@ -607,11 +607,13 @@ def _collected_warnings() -> Iterator[list[str]]:
             if record.levelno >= logging.WARNING:
                 said.append(record.getMessage().split(": ", 1)[-1])
 
-    handler, propagate = Handler(), logger.propagate
+    handler, propagate, level = Handler(), logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
+    logger.setLevel(logging.WARNING)  # a verdict does not depend on what is shown
     try:
         yield said
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+        logger.setLevel(level)
