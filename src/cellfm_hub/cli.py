@@ -95,7 +95,10 @@ def _main(
 def embed(
     data: Annotated[
         Path,
-        typer.Argument(help="Cells: .h5ad with raw counts, or .csv. Sequences: FASTA, FASTQ, BED or VCF (also .gz).", show_default=False),
+        typer.Argument(
+            help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .h5mu, .loom, .csv or .tsv. Sequences: FASTA, FASTQ, BED or VCF (also .gz).",
+            show_default=False,
+        ),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Family or checkpoint.", autocompletion=_complete_model, show_default=False)],
     out: Annotated[
@@ -149,7 +152,7 @@ def embed(
 
     options = parse_options(option or [])
     entry = registry().find(model)
-    _require_file(data)
+    _require_data(data, entry.modality)
     key = key_added or f"X_{model.replace('/', '_')}"
     per_token = level in (Level.gene, Level.token, Level.base)
     if qc and (per_token or entry.modality != "cell"):
@@ -219,17 +222,20 @@ def embed(
         )
 
 
-def _require_file(data: Path) -> None:
+def _require_data(data: Path, modality: str) -> None:
     from cellfm_hub.errors import InputError
 
-    if not data.is_file():
+    # Cells may stand in a folder: a .zarr store, or matrix.mtx and its tables.
+    if not data.exists() or (data.is_dir() and modality != "cell"):
         what = "is a folder" if data.is_dir() else "does not exist"
         message = f"{data} {what}; give the path of a file with cells or sequences"
         raise InputError(message)
 
 
 def _default_output(data: Path, model: str, suffix: str) -> Path:
-    stem = data.with_suffix("").stem if data.suffix == ".gz" else data.stem
+    data = data if data.name else data.resolve()
+    stem = data.name.removesuffix(".gz")
+    stem = data.name if data.is_dir() and not stem.endswith(".zarr") else Path(stem).stem
     return data.with_name(f"{stem}.{model.replace('/', '_')}{suffix}")
 
 

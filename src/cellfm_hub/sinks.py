@@ -169,26 +169,28 @@ def _add_to_h5ad(file: h5py.File, key: str, values: Vectors, receipt: Receipt, c
             write_elem(file, place, {})
     write_elem(file, f"obsm/{key}", values)
     write_elem(file, f"uns/cellfm/{key}", receipt)
-    if isinstance(file["obs"], h5py.Dataset) and columns:  # a table of one piece, as anndata wrote it before 0.7
+    if not columns:
+        return
+    if isinstance(file["obs"], h5py.Dataset):  # a table of one piece, as anndata wrote it before 0.7
         write_elem(file, "obs", read_elem(file["obs"]).assign(**columns))
         return
-    order = list(file["obs"].attrs["column-order"])
+    order = [*file["obs"].attrs["column-order"]]
     for name, column in columns.items():
         write_elem(file["obs"], name, column)
-        order += [name] if name not in order else []
+    order += [name for name in columns if name not in order]
     file["obs"].attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
 
 
 def _anndata(source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt, columns: Mapping[str, NDArray[Any]]) -> Any:
     """Make an AnnData object of the result alone, with the annotation of the rows."""
     from anndata import AnnData
-    from anndata.io import read_elem
 
-    if source.suffix == ".h5ad":
-        with h5py.File(source, "r") as file:
-            obs = read_elem(file["obs"])
-    else:
-        obs = pd.DataFrame(index=pd.Index(names, name="id"))
+    from cellfm_hub.sources.cells import open_cells
+
+    obs = pd.DataFrame(index=pd.Index(names, name="id"))
+    if source.suffix in (".h5ad", ".zarr", ".h5mu", ".loom"):
+        with open_cells(source, None, "the result") as cells:
+            obs = cells.obs
     obs = obs.assign(**columns)
     return AnnData(obs=obs, obsm={key: values}, uns={"cellfm": {key: receipt}})
 

@@ -158,7 +158,7 @@ def _from_group(group: Any, path: Path, obs_columns: Sequence[str] | None) -> Ce
         obs, var = read_elem(group["obs"]), read_elem(group["var"])
         found = [("X", "X", var)] if "X" in group and group["X"].attrs.get("encoding-type") != "null" else []
         found += [(f"layers[{name!r}]", f"layers/{name}", var) for name in group.get("layers", ())]
-        if "raw" in group and "X" in group["raw"]:
+        if hasattr(group.get("raw"), "keys") and "X" in group["raw"]:  # what is absent may stand there as nothing
             found.append(("raw.X", "raw/X", read_elem(group["raw/var"])))
         matrices = {name: _stored_matrix(name, group[place], genes, path) for name, place, genes in found}
         for matrix in matrices.values():

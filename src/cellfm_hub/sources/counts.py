@@ -299,17 +299,15 @@ def _doubt(counts: CountMatrix, name: str) -> str | None:
     if filled.shape[0] < _ENOUGH_CELLS:
         return None
     starts, per_cell = filled.indptr[:-1], np.diff(filled.indptr)
-    greatest, least = np.maximum.reduceat(filled.data, starts), np.minimum.reduceat(filled.data, starts)
+    greatest = np.maximum.reduceat(filled.data, starts)
+    # Ranks without ties: so many different numbers in a row.
+    cells = np.repeat(np.arange(filled.shape[0]), per_cell)
+    order = np.lexsort((filled.data, cells))
+    steps, inside = np.diff(filled.data[order]), np.diff(cells) == 0
+    if (per_cell >= 10).all() and (steps[inside] == 1).all():
+        return "whole numbers of which each stands once in a cell, as ranks do"
     if (greatest == greatest[0]).all():
         return f"whole numbers with the same maximum ({greatest[0]:.6g}) in every cell, as bins do"
-    # Ranks without ties: each number once.
-    spread = greatest.astype(np.float64) - least + 1
-    repeated = np.zeros(filled.shape[0], dtype=bool)
-    order = np.lexsort((filled.data, np.repeat(np.arange(filled.shape[0]), per_cell)))
-    same = (np.diff(filled.data[order]) == 0) & (np.diff(np.repeat(np.arange(filled.shape[0]), per_cell)) == 0)
-    repeated[np.repeat(np.arange(filled.shape[0]), per_cell)[1:][same]] = True
-    if (per_cell >= 10).all() and (spread == per_cell).all() and not repeated.any():
-        return "whole numbers of which each stands once in a cell, as ranks do"
     totals = np.asarray(filled.sum(axis=1, dtype=np.float64)).ravel()
     # Counting alone makes totals vary by their square root; totals that were made equal on purpose are equal to the last count.
     if (totals != totals[0]).any() and totals.std() < 0.25 * np.sqrt(totals.mean()):

@@ -49,6 +49,12 @@ class Matrix:
     scaling: Scaling | None = None
     facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shape: tuple[int, int] = field(init=False)
+    """Cells and genes; known after the file is closed too."""
+
+    def __post_init__(self) -> None:
+        rows, columns = self.values.shape
+        object.__setattr__(self, "shape", (int(rows), int(columns)))
 
     def rows(self, start: int, stop: int) -> CountMatrix:
         """Return rows as CSR in a dtype in which counts can be added up: at least 32 bits wide, as they stand in the data.
@@ -68,12 +74,6 @@ class Matrix:
             blocks = [_as_csr(piece) for piece in pieces]
         block = blocks[0] if len(blocks) == 1 else sp.csr_matrix(sp.vstack(blocks, format="csr"))
         return self._checked(block, stop - start)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Cells and genes."""
-        rows, columns = self.values.shape
-        return int(rows), int(columns)
 
     def _checked(self, block: CountMatrix, rows: int) -> CountMatrix:
         """Refuse rows that do not exist or point outside the matrix, as those of a damaged file may; join repeated entries."""
@@ -130,7 +130,9 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def _as_csr(block: Any) -> CountMatrix:
-    csr = sp.csr_matrix(block if sp.issparse(block) else np.asarray(block))
+    if not sp.issparse(block):
+        return sp.csr_matrix(widened(np.asarray(block)))
+    csr = sp.csr_matrix(block)
     csr.data = widened(csr.data)
     return csr
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellfm_hub.genes import CountMatrix
@@ -71,14 +72,15 @@ class Scaling:
         return counts, -1, ""
 
     def _solve(self, values: CountMatrix) -> tuple[CountMatrix, NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
-        offsets = values.indptr.astype(np.int64)
-        solved = _recover_rows(
-            values.data.astype(np.float64), offsets, self.kind == "log1p", self.precision, self.decimals, _MOST_FOR_SMALLEST
+        counts, faults, bits, scales = _recover_rows(
+            values.data.astype(np.float64),
+            values.indptr.astype(np.int64),
+            self.kind == "log1p",
+            self.precision,
+            self.decimals,
+            _MOST_FOR_SMALLEST,
         )
-        counts, faults, bits, scales = solved
-        matrix = values.astype(np.float64)
-        matrix.data = counts
-        return matrix, faults, bits, scales
+        return sp.csr_matrix((counts, values.indices, values.indptr), shape=values.shape), faults, bits, scales
 
 
 def recognise(sample: CountMatrix) -> tuple[Scaling | None, int, str]:
@@ -168,7 +170,7 @@ def _other_base(sample: CountMatrix, precisions: Sequence[float], rounded: float
     for base in (2, 10):
         if sample.data.max() * np.log(base) >= _LARGEST_LOGARITHM:
             continue
-        natural = sample.astype(np.float64) * np.log(base)
+        natural = sp.csr_matrix((sample.data.astype(np.float64) * np.log(base), sample.indices, sample.indptr), shape=sample.shape)
         for precision in precisions:
             _, faults, bits, _ = Scaling("log1p", precision, rounded * np.log(base))._solve(natural)
             if not faults.any() and bits.sum() >= _ENOUGH_BITS:
@@ -238,7 +240,8 @@ def _recover_rows(
         for smallest in range(1, most + 1):
             scale_low, scale_high = low[0] / smallest, high[0] / smallest
             found[0] = smallest
-            chance = float(smallest)  # of passing, had the values nothing to do with counts
+            # Of passing, had the values nothing to do with counts; and of those that made the smallest more than 1.
+            chance, chance_of_rest = 1.0, float(smallest)
             i = 1
             while i < distinct:
                 least, greatest = low[i] / scale_high, high[i] / scale_low
@@ -250,12 +253,14 @@ def _recover_rows(
                     break
                 found[i] = k
                 chance *= min(1.0, greatest - least)
+                if k % smallest != 0:
+                    chance_of_rest *= min(1.0, greatest - least)
                 scale_low = max(scale_low, low[i] / k)
                 scale_high = min(scale_high, high[i] / k)
                 i += 1
             if i == distinct:
-                # Among so many tries one may fit by chance.
-                fault = 0 if smallest == 1 or chance <= 0.01 else 1
+                # Among so many tries one may fit by chance, so that a single wrong value would multiply all counts of its cell.
+                fault = 0 if smallest == 1 or chance_of_rest <= 0.001 else 1
                 bits[row] = -np.log2(max(chance, 1e-300))
                 scales[row] = (scale_low + scale_high) / 2
                 break
