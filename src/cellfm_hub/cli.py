@@ -15,7 +15,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from cellfm_hub import cli_check, cli_weights
+from cellfm_hub import cli_check, cli_genes, cli_weights
 from cellfm_hub.cli_options import Long, Precision, parse_options
 
 app = typer.Typer(
@@ -390,6 +390,7 @@ def demo(
 
 cli_check.register(app, _one_line_errors)
 cli_weights.register(app, _one_line_errors)
+cli_genes.register(app, _one_line_errors)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ The package ships current human and mouse genes (``data/``, made by :mod:`~cellf
 """
 
 from cellfm_hub.genes.choose import choose_gene_ids
+from cellfm_hub.genes.history import fetch_history
 from cellfm_hub.genes.identifiers import identifier_columns, main_system, systems_of
 from cellfm_hub.genes.map import CountMatrix, GeneMap
 from cellfm_hub.genes.resolver import Resolution, resolve
@@ -23,6 +24,7 @@ __all__ = [
     "Resolution",
     "SpeciesGuess",
     "choose_gene_ids",
+    "fetch_history",
     "guess_species",
     "identifier_columns",
     "main_system",

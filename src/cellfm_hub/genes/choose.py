@@ -30,7 +30,7 @@ from cellfm_hub.errors import GeneCoverageError
 from cellfm_hub.genes import tables
 from cellfm_hub.genes.identifiers import identifier_columns, in_words, main_system, systems_of
 from cellfm_hub.genes.map import GeneMap
-from cellfm_hub.genes.names import NameBook, name_book
+from cellfm_hub.genes.names import UNKNOWN, Found, NameBook, name_book
 from cellfm_hub.genes.orthologs import as_human
 
 Match: TypeAlias = Callable[[Sequence[str]], GeneMap]
@@ -109,11 +109,11 @@ def choose_gene_ids(
     book = name_book(species) if species else None
     written = [] if orthologs else [_Reading(name, name, match(columns[name]), {}) for name in order]
     plain = all(reading.genes.n_other == 0 for reading in written)
-    resolved = (
-        [_resolved(name, columns[name], match, book, orthologs=orthologs, together=resolve or orthologs) for name in order]
-        if book and plain
-        else []
-    )
+    resolved = [
+        _resolved(name, columns[name], match, book, orthologs=orthologs, together=resolve or orthologs)
+        for name in order
+        if plain and (book is not None or resolve)
+    ]
     found = [reading for reading in resolved if reading is not None]
 
     best = _best(written, preferred, totals)
@@ -141,22 +141,42 @@ def _best(readings: Sequence[_Reading], preferred: Sequence[str], totals: Callab
     return next((r for r in equals if r.column in preferred), max(equals, key=lambda r: r.genes.n_matched))
 
 
-def _resolved(column: str, ids: list[str], match: Match, book: NameBook, *, orthologs: bool, together: bool) -> _Reading | None:
-    """Read one column by what its identifiers mean; ``None`` if it holds no identifiers of genes."""
+def _resolved(column: str, ids: list[str], match: Match, book: NameBook | None, *, orthologs: bool, together: bool) -> _Reading | None:
+    """Read one column by what its identifiers mean; ``None`` if it holds no identifiers of genes.
+
+    Parameters
+    ----------
+    column, ids
+        The column and its identifiers.
+    match
+        The adapter's ``match_genes``.
+    book
+        What is known of the genes of the species, if anything.
+    orthologs
+        Whether they are mouse genes, to be read as human ones.
+    together
+        Whether columns of one gene are summed whatever the family does.
+    """
     if len(set(ids)) < len(ids) / 2:  # a biotype, a chromosome
         return None
-    found, target = (as_human(ids), name_book("human")) if orthologs else (book.find(ids), book)
-    assert target is not None
-    if not (found.gene >= 0).any():
+    target = name_book("human") if orthologs else book
+    if orthologs:
+        found = as_human(ids)
+    elif book is not None:
+        found = book.find(ids)
+    else:
+        found = Found(np.full(len(ids), UNKNOWN, dtype=np.int64), np.full(len(ids), "unknown", dtype=object))
+    if not together and not (found.gene >= 0).any():
         return None
     renamed, how = (["" for _ in ids], found.how) if orthologs else _keep_written(ids, found.how, match)
-    open_columns = np.flatnonzero((found.gene >= 0) & (np.array(renamed, dtype=object) == ""))
-    places, names = target.names_of(found.gene[open_columns])
-    known = _known(names, match)
-    # The first name of each gene that the model knows.
-    first = np.unique(places[known], return_index=True)
-    for place, name in zip(open_columns[first[0]].tolist(), names[known][first[1]].tolist(), strict=True):
-        renamed[place] = name
+    if target is not None:
+        open_columns = np.flatnonzero((found.gene >= 0) & (np.array(renamed, dtype=object) == ""))
+        places, names = target.names_of(found.gene[open_columns])
+        known = _known(names, match)
+        # The first name of each gene that the model knows.
+        first = np.unique(places[known], return_index=True)
+        for place, name in zip(open_columns[first[0]].tolist(), names[known][first[1]].tolist(), strict=True):
+            renamed[place] = name
     how = np.where(_doubtful_copies(renamed, how, match), "yields", how)
     renamed = [name if kind != "yields" else "" for name, kind in zip(renamed, how, strict=True)]
     genes = _one_place_per_gene(renamed, match) if together else match(renamed)
@@ -164,6 +184,7 @@ def _resolved(column: str, ids: list[str], match: Match, book: NameBook, *, orth
         return None
     counts = Counter(how[genes.columns].tolist())
     counts["ambiguous"] = int(np.count_nonzero(how == "ambiguous"))
+    counts["yields"] = int(np.count_nonzero(how == "yields"))
     return _Reading(column, _label(column, ids, [renamed[i] for i in genes.columns], orthologs=orthologs), genes, counts)
 
 
@@ -266,7 +287,7 @@ def _nothing_matches(var: pd.DataFrame, columns: dict[str, list[str]], match: Ma
     msg += f" Name the var column with its identifiers as gene_ids=; 'cellfm info {model}' says which it needs"
     systems = {main_system(systems_of(ids)) for ids in columns.values()}
     if "Entrez" in systems and (book is None or not book.has_entrez):
-        return f"{msg}. Entrez ids are read by the HGNC table: 'cellfm genes' fetches it, or CELLFM_GENES names a folder that has it"
+        return f"{msg}. Entrez ids are read by the HGNC table: 'cellfm genes --fetch' brings it, or CELLFM_GENES names a folder that has it"
     if systems & {"Ensembl", "Ensembl with version"} and not tables.history_files(("hgnc_*",)):
         msg += ". Retired ids are read where CELLFM_GENES names a folder of gene tables"
     return msg

@@ -98,15 +98,14 @@ class NameBook:
         self._names: list[NDArray[np.object_]] = []
         self._genes: list[NDArray[np.int64]] = []
         self._kinds: list[NDArray[np.int8]] = []
-        self._entrez = pd.Index([], dtype=object)
-        self._entrez_gene = np.empty(0, dtype=np.int64)
+        self._entrez: dict[str, int] = {}
         paths = {version.path.name: version.path for version in files}
         self.sources = (f"{tables.release(species)} (shipped)", *paths)
 
         def of(begin: str) -> pd.DataFrame | None:
             columns = {
                 f"{species}_gencode": ("ensembl_id", "symbol"),
-                "hgnc": ("symbol", "prev_symbol", "alias_symbol", "entrez_id", "ensembl_gene_id"),
+                "hgnc": tables.HGNC_COLUMNS,
                 "human_ensembl_ids_not_in": ("ensembl_id", "symbol", "entrez"),
                 "mouse_symbol_aliases": ("alias", "approved_symbol"),
                 "mouse_human_orthologs": ("mouse_ensembl_id", "mouse_entrez"),
@@ -155,12 +154,11 @@ class NameBook:
 
     def _find_oddly_written(self, name: str) -> tuple[int, str]:
         if system_of(name) == "Entrez":
-            at = _places(self._entrez, [name])[0] if len(self._entrez) else -1
-            return (int(self._entrez_gene[at]), "Entrez") if at >= 0 and self._entrez_gene[at] >= 0 else (UNKNOWN, "unknown")
+            return (self._entrez[name], "Entrez") if name in self._entrez else (UNKNOWN, "unknown")
         if (match := _DATE.fullmatch(name)) is not None:
             gene = self._best(_undated(match))
             return gene, {AMBIGUOUS: "ambiguous", UNKNOWN: "unknown"}.get(gene, "spreadsheet")
-        if (match := _SUFFIXED.fullmatch(name)) is not None:
+        if "_ENS" in name and (match := _SUFFIXED.fullmatch(name)) is not None:
             at = _places(self._index_of_names, [match[2]])[0]
             if at >= 0:
                 return int(self._meaning[at]), "current"
@@ -206,6 +204,11 @@ class NameBook:
         starts = np.searchsorted(self._by_gene_gene, genes, side="left")
         lengths = np.searchsorted(self._by_gene_gene, genes, side="right") - starts
         return np.repeat(np.arange(len(genes)), lengths), self._by_gene_name[flat_indices(starts, lengths)]
+
+    @property
+    def n_names(self) -> int:
+        """How many names are known, Ensembl ids included."""
+        return len(self._index_of_names)
 
     @property
     def has_entrez(self) -> bool:
@@ -283,8 +286,7 @@ class NameBook:
 
     def _set_entrez(self, entrez: pd.Series, genes: NDArray[np.int64]) -> None:
         known = (entrez != "").to_numpy() & (genes >= 0)
-        first = known & ~entrez.duplicated().to_numpy()
-        self._entrez, self._entrez_gene = pd.Index(_objects(entrez[first])), genes[first]
+        self._entrez = dict(zip(entrez[known][::-1], genes[known][::-1].tolist(), strict=True))  # the first of a repeated one
 
     def _add_pairs(self, pairs: dict[str, str], kind: Kind) -> None:
         """Add names of the genes that have some current symbols."""
@@ -300,8 +302,8 @@ class NameBook:
         """Retired ids lead to the gene of the same Entrez id, or else to the one that their symbol means."""
         ids = _objects(retired["ensembl_id"])
         gene = self.find(retired["symbol"].tolist()).gene
-        at = _places(self._entrez, retired["entrez"]) if len(self._entrez) else np.full(len(ids), -1)
-        gene = np.where(at >= 0, self._entrez_gene[at] if len(self._entrez) else gene, gene)
+        by_entrez = np.array([self._entrez.get(entrez, UNKNOWN) for entrez in retired["entrez"]], dtype=np.int64)
+        gene = np.where(by_entrez >= 0, by_entrez, gene)
         known = _places(self._index_of_names, ids) >= 0
         self._add(ids[~known], gene[~known], Kind.FORMER)
 

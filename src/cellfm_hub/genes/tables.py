@@ -32,6 +32,8 @@ TABLES = Path(__file__).with_name("data")
 SHIPPED = {"human": "ENSG", "mouse": "ENSMUSG"}
 """Species with a shipped table, and how their Ensembl ids begin."""
 
+HGNC_COLUMNS = ("symbol", "prev_symbol", "alias_symbol", "entrez_id", "ensembl_gene_id")
+
 HISTORY_FILES = {
     "human": ("human_gencode_*", "hgnc_*", "human_ensembl_ids_not_in_*"),
     "mouse": ("mouse_gencode_*", "mouse_symbol_aliases*", "mouse_human_orthologs*"),
