@@ -4,7 +4,7 @@ import io
 import logging
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -364,7 +364,8 @@ def _look_at_cells(cells: CellData, some: CellData, asked: _Asked) -> tuple[Cell
     matrix = taken or largest
     columns = {} if matrix is None else identifier_columns(matrix.var)
     if asked.gene_ids is not None and matrix is not None:
-        columns = identifier_columns(matrix.var, asked.gene_ids)
+        with suppress(InputError):  # every model says so
+            columns = identifier_columns(matrix.var, asked.gene_ids)
     guess = guess_species(columns) if columns else SpeciesGuess(None, "there are no genes", certain=False, by_ids=False, counts={})
     all_totals = np.concatenate(totals) if totals else np.empty(0)
     return CellFacts(
