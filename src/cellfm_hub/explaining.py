@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,8 @@ from cellfm_hub.genes import CountMatrix, GeneMap, identifier_columns
 from cellfm_hub.receipt import Receipt
 from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
 from cellfm_hub.tokens import Tokens
+
+Status = Literal["kept", "cut", "unknown", "special"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,15 @@ class Explanation:
     facts
         What was read: the matrix, the gene column, the coverage of the genes of the data.
     genes, counts
-        By status: expressed columns of the matrix, and their counts.
+        By status: expressed genes, those that the model sums counted once, and their counts.
     """
 
     cell: str
     model: str
     table: pd.DataFrame
     facts: Receipt
-    genes: dict[str, int]
-    counts: dict[str, float]
+    genes: dict[Status, int]
+    counts: dict[Status, float]
 
     @property
     def n_tokens(self) -> int:
@@ -142,20 +144,21 @@ def explain_cell(
         match = embedder.match_genes(cells, matrix, request)
         genes, facts = match.genes, dict(match.facts)
         block = next(count_blocks(cells, matrix, values=adapter.values, rows=range(row, row + 1)))
-        counts = block.counts
-        tokens = adapter.tokenize(genes.apply(counts), genes, block.obs, request.seed)
+        tokens = adapter.tokenize(genes.apply(block.counts), genes, block.obs, request.seed)
         columns = identifier_columns(matrix.var, request.gene_ids)
         # Behind the name of the column may stand what its identifiers were read as.
         ids = columns[max((name for name in columns if match.column.startswith(name)), key=len)]
-        frame, status = _table(tokens, counts, genes, adapter, names=(ids, matrix.var.index.astype(str).tolist()))
-    found = {kind: np.flatnonzero(status == kind) for kind in ("kept", "cut", "unknown", "special") if (status == kind).any()}
+        expressed = _expressed_genes(block.counts, genes, ids, matrix.var.index.astype(str).tolist())
+        stands_for = _genes_of_tokens(tokens, expressed, adapter.special_ids)
+        table = _table(tokens, expressed, stands_for, adapter.vocabulary)
+    kinds: list[Status] = [kind for kind in get_args(Status) if any(gene.status == kind for gene in expressed)]
     return Explanation(
         cell=str(block.obs.index[0]),
         model=embedder.name,
-        table=frame,
+        table=table,
         facts=facts,
-        genes={kind: len(at) for kind, at in found.items()},
-        counts={kind: float(counts.data[counts.data != 0][at].sum(dtype=np.float64)) for kind, at in found.items()},
+        genes={kind: sum(gene.status == kind for gene in expressed) for kind in kinds},
+        counts={kind: sum(gene.count for gene in expressed if gene.status == kind) for kind in kinds},
     )
 
 
@@ -178,71 +181,83 @@ def _find(cells: CellData, cell: str | int) -> int:
     return int(rows[0])
 
 
-def _table(
-    tokens: Tokens, counts: CountMatrix, genes: GeneMap, adapter: CellAdapter, *, names: tuple[Sequence[str], Sequence[str]]
-) -> tuple[pd.DataFrame, NDArray[np.str_]]:
-    """Say which expressed columns each token stands for.
+@dataclass
+class _Gene:
+    """An expressed gene: what its columns are called, and their counts together."""
 
-    Returns
-    -------
-    The table, and the status of each expressed column of `counts`.
-    """
-    expressed = counts.indices[counts.data != 0]
-    count = counts.data[counts.data != 0].astype(np.float64)
+    ids: list[str]
+    names: list[str]
+    count: float
+    token: int
+    """-1: the model does not know it."""
+    status: Status = "unknown"
+
+
+def _expressed_genes(counts: CountMatrix, genes: GeneMap, ids: Sequence[str], names: Sequence[str]) -> list[_Gene]:
+    """Return the genes of a cell, largest count first: columns that the model sums are one gene."""
     place_of = np.full(genes.n_columns, -1)
     place_of[genes.columns] = genes.targets
-    members: dict[int, list[int]] = {}
-    """Place of a gene -> which expressed columns feed it."""
-    for i, column in enumerate(expressed):
-        if place_of[column] >= 0:
-            members.setdefault(int(place_of[column]), []).append(i)
+    found: dict[tuple[int, int], _Gene] = {}
+    for column, count in zip(counts.indices, counts.data, strict=True):
+        place = place_of[column]
+        token = -1 if place < 0 else int(genes.tokens[place])
+        # An unknown column is a gene of its own.
+        gene = found.setdefault((place, column if place < 0 else -1), _Gene([], [], 0.0, token)) if count else None
+        if gene is not None:
+            gene.ids.append(ids[column])
+            gene.names.append(names[column])
+            gene.count += float(count)
+    return sorted(found.values(), key=lambda gene: -gene.count)
 
-    # Places of each token id, largest count first; one id has several where a model keeps columns of one gene apart.
-    places: dict[int, list[int]] = {}
-    for place in sorted(members, key=lambda place: -count[members[place]].sum()):
-        places.setdefault(int(genes.tokens[place]), []).append(place)
-    values = np.full(len(tokens.ids), np.nan, dtype=np.float32) if tokens.values is None else tokens.values
+
+def _genes_of_tokens(tokens: Tokens, expressed: list[_Gene], special: Sequence[int]) -> dict[int, list[_Gene]]:
+    """Say which genes each token stands for, and set their status."""
+    by_token: dict[int, list[_Gene]] = {}
+    for gene in expressed:
+        if gene.token >= 0:
+            gene.status = "special" if gene.token in special else "cut"
+            by_token.setdefault(gene.token, []).append(gene)
+    # One id has several genes where a model keeps columns of one gene apart; values rise with counts.
+    values = np.zeros(len(tokens.ids)) if tokens.values is None else tokens.values
     positions: dict[int, list[int]] = {}
-    for at in sorted(range(len(tokens.ids)), key=lambda at: (-np.nan_to_num(values[at]), at)):
+    for at in np.argsort(-values, kind="stable").tolist():
         positions.setdefault(int(tokens.ids[at]), []).append(at)
-
-    fed_by: dict[int, list[int]] = {}
-    """Position -> expressed columns."""
-    status = np.array(["unknown"] * len(expressed), dtype="<U7")
-    for token, own in places.items():
-        stands = positions.get(token, []) if token not in adapter.special_ids else []
-        every = [i for place in own for i in members[place]]
-        status[every] = "special" if token in adapter.special_ids else "cut"
+    stands_for: dict[int, list[_Gene]] = {}
+    for token, own in by_token.items():
+        places = positions.get(token, []) if token not in special else []
         # A token that stands more often than its gene was drawn repeatedly.
-        groups = [every] * len(stands) if len(stands) > len(own) else [members[place] for place in own]
-        for position, group in zip(stands, groups, strict=False):
-            fed_by[position] = group
-            status[group] = "kept"
+        groups = [own] * len(places) if len(places) > len(own) else [[gene] for gene in own]
+        for at, group in zip(places, groups, strict=False):
+            stands_for[at] = group
+            for gene in group:
+                gene.status = "kept"
+    return stands_for
 
-    ids, var_names = names
-    row = np.repeat(np.arange(len(tokens)), tokens.lengths)
-    rows: list[dict[str, Any]] = []
-    for at, token in enumerate(tokens.ids):
-        columns = fed_by.get(at, [])
-        rows.append(
-            {
-                "position": at - int(tokens.offsets[row[at]]),
-                "token": str(adapter.vocabulary[token]),
-                "token_id": int(token),
-                "gene": "+".join(ids[expressed[i]] for i in columns),
-                "name": "+".join(var_names[expressed[i]] for i in columns),
-                "count": count[columns].sum() if columns else np.nan,
-                "value": float(values[at]),
-                "status": "kept" if columns else "special",
-                "draw": int(row[at]),
-            }
-        )
-    left = [i for i in np.argsort(-count, kind="stable") if status[i] != "kept"]
-    rows += [
-        {"gene": ids[expressed[i]], "name": var_names[expressed[i]], "count": count[i], "value": np.nan, "status": str(status[i])}
-        for i in left
+
+def _table(tokens: Tokens, expressed: list[_Gene], stands_for: dict[int, list[_Gene]], vocabulary: NDArray[np.str_]) -> pd.DataFrame:
+    """Write tokens in their order, then the genes without."""
+
+    def described(genes: list[_Gene]) -> dict[str, Any]:
+        return {
+            "gene": "+".join(name for gene in genes for name in gene.ids),
+            "name": "+".join(name for gene in genes for name in gene.names),
+            "count": sum(gene.count for gene in genes) if genes else np.nan,
+            "status": genes[0].status if genes else "special",
+        }
+
+    draw = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    rows = [
+        {
+            "position": at - int(tokens.offsets[draw[at]]),
+            "token": str(vocabulary[token]),
+            "token_id": int(token),
+            **described(stands_for.get(at, [])),
+            "value": np.nan if tokens.values is None else float(tokens.values[at]),
+            "draw": int(draw[at]),
+        }
+        for at, token in enumerate(tokens.ids)
     ]
-    columns_of_table = ["position", "token", "token_id", "gene", "name", "count", "value", "status", "draw"]
-    frame = pd.DataFrame(rows, columns=columns_of_table).astype({"position": "Int64", "token_id": "Int64", "draw": "Int64"})
-    frame["token"] = frame["token"].fillna("")
-    return (frame if len(tokens) > 1 else frame.drop(columns="draw")), status
+    rows += [{"token": "", **described([gene])} for gene in expressed if gene.status != "kept"]
+    columns = ["position", "token", "token_id", "gene", "name", "count", "value", "status", "draw"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"position": "Int64", "token_id": "Int64", "value": float, "draw": "Int64"})
+    return frame if len(tokens) > 1 else frame.drop(columns="draw")
