@@ -127,7 +127,7 @@ def test_wrong_data(tmp_path: Path) -> None:
         cf.check(tmp_path / "broken.h5ad")
     with pytest.raises(cf.errors.ModelNotFoundError, match="geneformer"):
         cf.check(tmp_path / "missing.h5ad", "genefomer")
-    with pytest.raises(cf.errors.InputError, match="one model; none named"):
+    with pytest.raises(cf.errors.InputError, match="name it"):
         cf.check(GENEFORMER / "input.h5ad", checkpoint=tmp_path)
 
 

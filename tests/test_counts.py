@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import cellfm_hub as cf
+from cellfm_adapters.scgpt.tokenizer import bin_rows
 from cellfm_hub.errors import CountsError, InputError
+from cellfm_hub.kernels import argsort_rows_descending
 from cellfm_hub.sources.cells import Matrix, count_blocks, find_counts, from_anndata
 from golden_cases import PORTABLE, SHARED
 
@@ -495,3 +497,92 @@ def test_recovery_is_by_blocks(tmp_path: Path) -> None:
         backed = ad.read_h5ad(path, backed="r")
         assert same(take(backed)[1], x)
         backed.file.close()
+
+
+# Models that use only the order of values within a cell
+
+SCGPT = PORTABLE / "scgpt-basic"
+
+MAPS: dict[str, Any] = {
+    "log2 of per million": lambda x: np.log2(x / np.maximum(x.sum(1, keepdims=True), 1) * 1e6 + 1),
+    "square root": lambda x: np.sqrt(x / np.maximum(x.sum(1, keepdims=True), 1)),
+    "arcsinh": lambda x: np.arcsinh(x / 5 + x**2),
+}
+
+
+def scgpt(**options: Any) -> cf.Embedder:
+    return cf.load("scgpt", checkpoint=SCGPT / "checkpoint", device="cpu", precision="float32", options=options)
+
+
+def many_cells() -> ad.AnnData:
+    """Cells of the golden case with counts as in real cells, in columns with names of their own."""
+    source = ad.read_h5ad(SCGPT / "input.h5ad")
+    return ad.AnnData(counts(40, source.n_vars), var=source.var)
+
+
+@pytest.mark.parametrize("change", MAPS)
+def test_order_is_enough_for_scgpt(change: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Vectors from values that grow with the counts are those of the counts, to the bit, and one warning says what was taken."""
+    data, model = many_cells(), scgpt(ties="upper")
+    expected = model.encode(data)
+    assert model.receipt is not None
+    assert "counts_by_order" not in model.receipt
+    data.X = sp.csr_matrix(MAPS[change](data.X.toarray()), dtype=np.float32)
+    with caplog.at_level(logging.WARNING, "cellfm_hub"):
+        np.testing.assert_array_equal(model.encode(data), expected)
+    assert caplog.text.count("X is taken, for this model uses only the order") == 1
+    assert model.receipt["counts_by_order"] is True
+    assert "counts_used" not in model.receipt
+    # Ties that are drawn depend on the counts, and other families on more than the order.
+    for other in (scgpt(), cf.load("geneformer", checkpoint=GENEFORMER / "checkpoint", device="cpu"), cf.load("pca")):
+        with pytest.raises(CountsError, match="not whole numbers"):
+            other.encode(data)
+
+
+def test_order_is_not_enough_for_a_sample() -> None:
+    data = many_cells()
+    data.X = sp.csr_matrix(np.sqrt(data.X.toarray()), dtype=np.float32)
+    with pytest.raises(CountsError, match="has more genes than fit"):
+        scgpt(ties="upper", max_length=40).encode(data)
+
+
+def test_order_that_is_not_that_of_counts() -> None:
+    """Scaled by gene, corrected, or with something added."""
+    plain = many_cells()
+    rng = np.random.default_rng(0)
+    for values in (
+        plain.X.toarray() * rng.random(plain.n_vars),
+        np.log1p(plain.X.toarray() + 0.5),
+        plain.X.toarray() - 0.5,
+    ):
+        with pytest.raises(CountsError):
+            scgpt(ties="upper").encode(ad.AnnData(sp.csr_matrix(values), var=plain.var))
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=120), min_size=1, max_size=5),
+    change=st.sampled_from([np.log1p, np.sqrt, np.arcsinh, lambda x: np.log2(x * 37.5 + 1), lambda x: x**1.5]),
+)
+@settings(max_examples=300, deadline=None)
+def test_bins_of_scgpt_depend_on_order_only(rows: list[list[int]], change: Any) -> None:
+    """Whatever the counts of a cell, with ties=upper."""
+    values, offsets = np.concatenate(rows).astype(np.float64), np.cumsum([0, *map(len, rows)])
+    changed = change(values).astype(np.float32).astype(np.float64)
+    draws = np.zeros(len(values))
+    plain, other = (bin_rows(v, argsort_rows_descending(v, offsets), offsets, draws) for v in (values, changed))
+    np.testing.assert_array_equal(plain, other)
+
+
+def test_edges_of_scgpt_never_pass_a_value() -> None:
+    """Why the order is enough: where an edge falls on a value, rounding may put it below that value, but never above.
+
+    The highest bin of a value counts the edges at or below it. Other edges lie between two values, a 49th of the way or more.
+    """
+    for last in range(1, 61_000):
+        places = last * np.linspace(0, 1, 50)
+        exact = np.arange(50) * last % 49 == 0
+        wanted = np.arange(50) * last // 49
+        assert (places[exact] <= wanted[exact]).all()
+        assert (wanted[exact] - places[exact] < 1e-9).all()
+        inside = places[~exact] % 1
+        assert ((inside > 0.02) & (inside < 0.98)).all()

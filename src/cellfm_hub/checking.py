@@ -3,9 +3,9 @@
 import io
 import logging
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from cellfm_hub.errors import CellFMError, InputError, SequenceError, WeightsUna
 from cellfm_hub.genes import SpeciesGuess, guess_species, identifier_columns, main_system, systems_of
 from cellfm_hub.genes.identifiers import in_words
 from cellfm_hub.genes.species import species_of_data
+from cellfm_hub.jobs.run import of_model
 from cellfm_hub.qc import row_sums
 from cellfm_hub.reading import CellInput, Input, SequenceInput, Task
 from cellfm_hub.receipt import Tally
@@ -242,14 +243,14 @@ class _Asked:
     layer: str | None
     gene_ids: str | None
     species: str | None
-    checkpoint: str | Path | None
-    revision: str | None
-    options: dict[str, Any] | None
     device: torch.device
     precision: Precision
     long: Long
-    genome: str | Path | None = None
-    window: int = WINDOW
+    genome: str | Path | None
+    window: int
+    checkpoint: Path | None = None
+    revision: str | None = None
+    options: dict[str, Any] | None = None
 
 
 def check(
@@ -259,9 +260,9 @@ def check(
     layer: str | None = None,
     gene_ids: str | None = None,
     species: str | None = None,
-    checkpoint: str | Path | None = None,
-    revision: str | None = None,
-    options: dict[str, Any] | None = None,
+    checkpoint: str | Path | Mapping[str, str | Path] | None = None,
+    revision: str | Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     long: Long = "error",
@@ -286,7 +287,7 @@ def check(
     layer, gene_ids, species, long, genome, window
         See :meth:`cellfm_hub.Embedder.encode`.
     checkpoint, revision, options
-        See :func:`cellfm_hub.load`; they go with one model.
+        See :func:`cellfm_hub.load`; with a list of models: a dict, by the name of the model.
     device, precision
         For the estimate of time and memory, see :func:`cellfm_hub.load`.
 
@@ -309,25 +310,28 @@ def check(
     ('ok', 'human')
     """
     names = [model] if isinstance(model, str) else list(model or ())
-    if len(names) != 1 and (checkpoint is not None or revision is not None or options):
-        msg = f"checkpoint, revision and options are those of one model; {len(names) or 'none'} named"
+    given = {"checkpoint": checkpoint, "revision": revision, "options": options}
+    if not names and any(given.values()):
+        msg = "checkpoint, revision and options are those of a model; name it"
         raise InputError(msg)
+    own = [{o: of_model(o, value, name, names, several=not isinstance(model, str)) for o, value in given.items()} for name in names]
     modality = _modality(data, [registry().find(name) for name in names])
     names = names or [name for name, e in registry().checkpoints.items() if e.checkpoint.default and e.modality == modality]
-    asked = _Asked(layer, gene_ids, species, checkpoint, revision, options, choose_device(device), precision, long, genome, window)
+    of_all = _Asked(layer, gene_ids, species, choose_device(device), precision, long, genome, window)
+    drafts = [_Draft(name, replace(of_all, **own[i]) if own else of_all) for i, name in enumerate(names)]
     facts: CellFacts | SequenceFacts
     if modality == "sequence":
         origin = str(data) if isinstance(data, str | Path) else f"a {type(data).__name__}"
-        facts, sample = _look_at_sequences(data, asked)
-        models = [_check_sequences(_Draft(name, asked), facts, sample) for name in names]
+        facts, sample = _look_at_sequences(data, of_all)
+        models = [_check_sequences(draft, facts, sample) for draft in drafts]
     else:
         with open_cells(data, None, "check") as cells:
             origin = cells.origin
             looked_at = spread(len(cells), all_up_to=ALL_CELLS_UP_TO, stretches=STRETCHES, length=STRETCH)
             some = cells if looked_at == [(0, len(cells))] else take_rows(cells, looked_at)
-            facts, guess = _look_at_cells(cells, some, asked)
-            models = [_check_cells(_Draft(name, asked), facts, some, guess) for name in names]
-    return Report(origin, modality, facts, tuple(models), str(asked.device))
+            facts, guess = _look_at_cells(cells, some, of_all)
+            models = [_check_cells(draft, facts, some, guess) for draft in drafts]
+    return Report(origin, modality, facts, tuple(models), str(of_all.device))
 
 
 def _modality(data: Any, entries: Sequence[Entry]) -> Modality:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cellfm_hub.cli_options import Checkpoint, Data, GeneIds, Layer, Long, Options, Precision, Revision, Species, parse_options
+from cellfm_hub.cli_options import Checkpoint, Data, GeneIds, Layer, Long, Options, Precision, Revision, Species, by_model, parse_options
 
 if TYPE_CHECKING:
     from cellfm_hub.explaining import Explanation
@@ -28,8 +28,10 @@ def check(
     layer: Layer = None,
     gene_ids: GeneIds = None,
     species: Species = None,
-    checkpoint: Checkpoint = None,
-    revision: Revision = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(help="Folder with the model's files as published; with several models MODEL=FOLDER.")
+    ] = None,
+    revision: Annotated[list[str] | None, typer.Option(help="Commit on the hub instead of the pinned one.")] = None,
     option: Options = None,
     device: Annotated[str, typer.Option(help="For the estimate: auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="For the estimate: number format of the network.")] = Precision.auto,
@@ -48,15 +50,19 @@ def check(
     from cellfm_hub.checking import check as check_data
     from cellfm_hub.errors import CellFMError
 
+    named = model or []
+    if not named and (checkpoint or revision or option):
+        message = "--checkpoint, --revision and --option are those of a model"
+        raise typer.BadParameter(message, param_hint="--model")
     report = check_data(
         data,
         model,
         layer=layer,
         gene_ids=gene_ids,
         species=species,
-        checkpoint=checkpoint,
-        revision=revision,
-        options=parse_options(option or []),
+        checkpoint=by_model(checkpoint, named, "--checkpoint") or None,
+        revision=by_model(revision, named, "--revision") or None,
+        options=parse_options(option or [], named),
         device=device,
         precision=precision.value,
         long=long.value,
@@ -91,7 +97,9 @@ def explain(
     from cellfm_hub.api import load_tokenizer
     from cellfm_hub.explaining import explain_cell
 
-    embedder = load_tokenizer(model, checkpoint=checkpoint, revision=revision, options=parse_options(option or []), seed=seed)
+    embedder = load_tokenizer(
+        model, checkpoint=checkpoint, revision=revision, options=parse_options(option or [], [model]).get(model), seed=seed
+    )
     explained = explain_cell(data, embedder, cell=cell, layer=layer, gene_ids=gene_ids, species=species)
     if as_json:
         facts: dict[str, Any] = {"cell": explained.cell, "model": explained.model, "facts": explained.facts}

@@ -28,13 +28,35 @@ class Long(StrEnum):  # noqa: D101
     tile = "tile"
 
 
-def parse_options(pairs: list[str]) -> dict[str, str]:
-    """Read the switches of a family, ``key=value`` each."""
-    options = {}
+def by_model(values: list[str] | None, models: list[str], option: str) -> dict[str, str]:
+    """Read ``value``, or ``model=value``, which it must be with several models."""
+    found = {}
+    for text in values or []:
+        name, equals, value = text.partition("=")
+        if equals and name in models:
+            found[name] = value
+        elif len(models) == 1:
+            found[models[0]] = text
+        else:
+            message = f"{text!r}: say which model it is for, {models[0]}=…; models are {', '.join(models)}"
+            raise typer.BadParameter(message, param_hint=option)
+    return found
+
+
+def parse_options(pairs: list[str], models: list[str]) -> dict[str, dict[str, str]]:
+    """Read ``key=value``, or ``model.key=value``, which it must be with several models."""
+    found: dict[str, dict[str, str]] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             message = f"{pair!r} is not of the form key=value"
             raise typer.BadParameter(message, param_hint="--option")
-        options[key] = value
-    return options
+        name, dot, rest = key.rpartition(".")
+        if dot and name in models:
+            found.setdefault(name, {})[rest] = value
+        elif len(models) == 1:
+            found.setdefault(models[0], {})[key] = value
+        else:
+            message = f"{pair!r}: say which model it is for, {models[0]}.{pair}; models are {', '.join(models)}"
+            raise typer.BadParameter(message, param_hint="--option")
+    return found

@@ -25,11 +25,11 @@ from cellfm_hub.adapter import (
 from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
 from cellfm_hub.engine.run import run_network
-from cellfm_hub.errors import InputError, SequenceError
-from cellfm_hub.matching import GeneMatch, match_genes, reads_orthologs
+from cellfm_hub.errors import CountsError, InputError, SequenceError
+from cellfm_hub.matching import match_genes, reads_orthologs
 from cellfm_hub.nn.attention import BACKEND
 from cellfm_hub.qc import cut_inputs, row_sums
-from cellfm_hub.reading import Prepared, Task, open_input
+from cellfm_hub.reading import GeneMatch, Prepared, Task, open_input
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
 from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, known_species, make_request
@@ -129,17 +129,19 @@ class Embedder:
         Parameters
         ----------
         data
-            Cells: an AnnData object, or the path of an ``.h5ad`` file or of a ``.csv`` table (a row per cell, its name first, a column
-            per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF file, plain or
-            gzipped.
+            Cells: an AnnData object, or the path of an ``.h5ad``, ``.h5mu`` (modality ``rna``), ``.loom`` or 10x ``.h5`` file, of a
+            ``.zarr`` store, of a folder with ``matrix.mtx``, or of a ``.csv``, ``.tsv`` or ``.txt`` table (a row per cell, its name
+            first, a column per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF
+            file, plain or gzipped.
         level
             ``"cell"`` or ``"sequence"`` (default): one vector per input. ``"gene"`` or ``"token"``: one per token of each input.
             ``"base"``: one per base of each sequence, that of the token which covers it; a base in two windows gets the mean of both,
             one that was cut off NaN. ``"variant"``: of each variant of a VCF file, the vector of the alternative window minus that of
             the reference; otherwise both are sequences of their own, ``name/ref`` and ``name/alt``.
         layer
-            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, ``X``, ``raw`` that
-            holds counts.
+            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, other layers, ``raw``
+            and ``X`` that holds non-negative whole numbers; layers of RNA velocity are left out. Where none does, the counts are
+            recovered from the first that holds (log-)normalised counts, and that is said.
         gene_ids
             Cells: the column of ``var`` with the gene identifiers, or ``"index"``. Default: the one that matches most genes.
         species
@@ -404,12 +406,16 @@ class Embedder:
             totals=lambda: column_totals(matrix),
         )
         genes = matched.genes
+        if matrix.by_order and genes.n_summed:
+            msg = f"{genes.n_summed} columns would be added to others of the same gene, which is right for raw counts only,"
+            msg += f" but {matrix.name} holds none; leave one column for each gene, or pass raw counts"
+            raise CountsError(msg)
         if request.dataset_dependent:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
         for note in matched.notes:
             logger.warning("%s: %s", self.name, note)
         facts = {"counts_from": matrix.name, **matrix.facts, **matched.facts, **genes.facts, "genes_used": genes.n_matched}
-        return replace(matched, genes=genes, facts=facts)
+        return GeneMatch(genes, facts, matrix)
 
     def prepare_cells(self, block: CellBlock, match: GeneMatch | None, request: Request) -> Prepared:
         """Turn cells into what :meth:`finish` takes; a model that is fitted to the whole data set takes them as they are."""
@@ -423,8 +429,12 @@ class Embedder:
         tally = Tally(facts=dict(match.facts))
         known = match.genes.apply(block.counts)
         tokens = adapter.tokenize(known, match.genes, block.obs, request.seed)
+        if match.matrix.by_order and tokens.cut is not None and tokens.cut.any():
+            msg = f"cell {names[int(np.argmax(tokens.cut > 0))]!r} has more genes than fit, and which are kept depends on the raw counts,"
+            msg += f" but {match.matrix.name} holds none; pass raw counts, or raise the longest input that the model's options allow"
+            raise CountsError(msg)
         used, all_counts = row_sums(known), None
-        if adapter.values != "log values":  # a share of logarithms says nothing
+        if adapter.values != "log values" and not match.matrix.by_order:  # a share of logarithms says nothing
             all_counts = row_sums(block.counts)
             tally.counts, tally.counts_used = float(all_counts.sum()), float(used.sum())
         seen = np.ones(len(names))

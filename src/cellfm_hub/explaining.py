@@ -147,7 +147,8 @@ def explain_cell(
         tokens = adapter.tokenize(genes.apply(block.counts), genes, block.obs, request.seed)
         columns = identifier_columns(matrix.var, request.gene_ids)
         # Behind the name of the column may stand what its identifiers were read as.
-        ids = columns[max((name for name in columns if match.column.startswith(name)), key=len)]
+        read_as = str(facts["gene_ids"])
+        ids = columns[max((name for name in columns if read_as.startswith(name)), key=len)]
         expressed = _expressed_genes(block.counts, genes, ids, matrix.var.index.astype(str).tolist())
         stands_for = _genes_of_tokens(tokens, expressed, adapter.special_ids)
         table = _table(tokens, expressed, stands_for, adapter.vocabulary)

@@ -1,7 +1,7 @@
 """Data that are read once, for one model or several: rows in blocks, each block as every model takes it."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cellfm_hub.adapter import CellAdapter, CellFeatures
 from cellfm_hub.blocks import TokenBlock
 from cellfm_hub.errors import InputError
+from cellfm_hub.genes import GeneMap
 from cellfm_hub.genes.species import OBS_COLUMNS
-from cellfm_hub.matching import GeneMatch
 from cellfm_hub.receipt import Tally
 from cellfm_hub.request import Request
 from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, MatrixValues, count_blocks, find_counts, open_cells
@@ -19,7 +19,6 @@ from cellfm_hub.sources.sequences import SequenceBlock, sequence_blocks
 
 if TYPE_CHECKING:
     from cellfm_hub.embedder import Embedder
-
 
 logger = logging.getLogger("cellfm_hub")
 
@@ -41,6 +40,23 @@ class Task:
         """What the matrix must hold that the model reads."""
         return self.model.adapter.values if isinstance(self.model.adapter, CellAdapter) else "counts"
 
+    def find_counts(self, cells: CellData) -> Matrix:
+        """Find that matrix, and say what the user should know of it."""
+        order_only = isinstance(self.model.adapter, CellAdapter) and self.model.adapter.order_only
+        matrix = find_counts(cells, self.request.layer, self.values, order_only=order_only)
+        for note in matrix.notes:
+            logger.warning("%s: %s", self.model.name, note)
+        return matrix
+
+
+@dataclass(frozen=True)
+class GeneMatch:
+    """Which column of a matrix feeds which gene of a model, and what the receipt says of it."""
+
+    genes: GeneMap
+    facts: Mapping[str, str | int | float | bool]
+    matrix: Matrix
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -57,16 +73,13 @@ class CellInput:
 
     def __init__(self, cells: CellData, tasks: Sequence[Task]) -> None:
         self._cells, self._tasks = cells, tasks
-        self._matrices: dict[MatrixValues, Matrix] = {}
-        for task in tasks:
-            if task.values not in self._matrices:
-                self._matrices[task.values] = find_counts(cells, task.request.layer, task.values)
-        for task in tasks:
-            for note in self._matrices[task.values].notes:
-                logger.warning("%s: %s", task.model.name, note)
+        self._matrices = [task.find_counts(cells) for task in tasks]
         self._matches = [
-            None if task.fitted else task.model.match_genes(cells, self._matrices[task.values], task.request) for task in tasks
+            None if task.fitted else task.model.match_genes(cells, matrix, task.request)
+            for task, matrix in zip(tasks, self._matrices, strict=True)
         ]
+        # What is read of one matrix in one way is read once.
+        self._kinds = [(matrix.name, matrix.by_order, task.values) for task, matrix in zip(tasks, self._matrices, strict=True)]
 
     @property
     def rows(self) -> int:
@@ -75,16 +88,18 @@ class CellInput:
 
     def blocks(self, rows: range | None = None) -> Iterator[list[Prepared]]:
         """Read cells; each block comes once for every model."""
-        kinds = list(self._matrices)
-        streams = [count_blocks(self._cells, self._matrices[kind], values=kind, rows=rows) for kind in kinds]
-        for of_kinds in zip(*streams, strict=True):
-            by_kind = dict(zip(kinds, of_kinds, strict=True))
-            yield [self._prepare(task, by_kind[task.values], match) for task, match in zip(self._tasks, self._matches, strict=True)]
+        streams = {
+            kind: count_blocks(self._cells, matrix, values=task.values, rows=rows)
+            for kind, matrix, task in zip(self._kinds, self._matrices, self._tasks, strict=True)
+        }
+        for of_kinds in zip(*streams.values(), strict=True):
+            blocks = dict(zip(streams, of_kinds, strict=True))
+            yield [self._prepare(i, blocks[kind]) for i, kind in enumerate(self._kinds)]
 
-    def _prepare(self, task: Task, block: CellBlock, match: GeneMatch | None) -> Prepared:
+    def _prepare(self, place: int, block: CellBlock) -> Prepared:
+        task, match, matrix = self._tasks[place], self._matches[place], self._matrices[place]
         prepared = task.model.prepare_cells(block, match, task.request)
         if match is None:
-            matrix = self._matrices[task.values]
             prepared.tally.facts |= {"counts_from": matrix.name, **matrix.facts, "genes": matrix.shape[1]}
         return prepared
 
@@ -92,6 +107,10 @@ class CellInput:
         """Return the blocks of the part of this number, `part_rows` rows each; ``None`` behind the last."""
         start = number * part_rows
         return self.blocks(range(start, min(start + part_rows, self.rows))) if start < self.rows else None
+
+    def parts(self, part_rows: int) -> int:
+        """Return the number of parts."""
+        return -(-self.rows // part_rows)
 
 
 class SequenceInput:
@@ -131,6 +150,10 @@ class SequenceInput:
             self._stream = None
             raise
         return None
+
+    def parts(self, _part_rows: int) -> int:
+        """Return the number of parts, once :meth:`part` has found the last."""
+        return self._next
 
 
 Input = CellInput | SequenceInput

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -43,6 +43,17 @@ class Tally:
         self.cells.extend(other.cells)
         for name, count in vars(other.bases).items():
             setattr(self.bases, name, getattr(self.bases, name) + count)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain numbers and strings, without the columns of single cells."""
+        written = asdict(replace(self, cells=CellQuality()))
+        del written["cells"]
+        return written
+
+    @classmethod
+    def from_json(cls, written: dict[str, Any]) -> "Tally":
+        """Take back what :meth:`as_json` gave."""
+        return cls(**{**written, "facts": dict(written["facts"]), "bases": BaseCounts(**written["bases"])})
 
     def warnings(self) -> list[str]:
         """Say what a user should know without asking."""

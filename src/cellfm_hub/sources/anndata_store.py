@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from cellfm_hub.errors import InputError
+from cellfm_hub.sources.compressed import CompressedRows
 from cellfm_hub.sources.matrix import CellData, Matrix, reading
 from cellfm_hub.sources.temporary_rows import by_genes
 
@@ -27,12 +28,15 @@ def from_anndata(adata: "AnnData", obs_columns: Sequence[str] | None = (), path:
 
     `obs_columns` says which columns of ``obs`` to keep, ``None`` all.
     """
+    origin = "the AnnData object" if path is None else str(path)
+    if path is None and getattr(adata, "isbacked", False):
+        path = Path(adata.filename)
     found = [("X", adata.X, adata.var)]
     found += [(f"layers[{name!r}]", values, adata.var) for name, values in adata.layers.items()]
     if adata.raw is not None:
         found.append(("raw.X", adata.raw.X, adata.raw.var))
     matrices = {name: Matrix(name, _by_rows(values, name, path), var, path) for name, values, var in found if values is not None}
-    return CellData(_columns(adata.obs, obs_columns), matrices, "the AnnData object" if path is None else str(path))
+    return CellData(_columns(adata.obs, obs_columns), matrices, origin)
 
 
 def _by_rows(values: Any, name: str, path: Path | None) -> Any:
@@ -40,7 +44,8 @@ def _by_rows(values: Any, name: str, path: Path | None) -> Any:
     if sp.issparse(values):
         return values if values.format == "csr" else _Converted(values)
     if getattr(values, "format", None) == "csc":  # on disk
-        return by_genes(values.group, values.shape, path or Path(values.group.file.filename), name)
+        with reading(path):
+            return by_genes(values.group, values.shape, path or Path("the AnnData object"), name)
     masked = isinstance(values, np.ma.MaskedArray)
     if not masked and (isinstance(values, np.ndarray | h5py.Dataset) or hasattr(values, "format") or _is_zarr(values)):
         return values
@@ -170,33 +175,12 @@ def _from_group(group: Any, path: Path, obs_columns: Sequence[str] | None) -> Ce
 
 
 def _stored_matrix(name: str, element: Any, var: pd.DataFrame, path: Path) -> Matrix:
-    from anndata.io import sparse_dataset
-
     if not hasattr(element, "keys"):
         return Matrix(name, element, var, path)
-    if "indptr" not in element:
-        msg = f"{name} of {path} is a {element.attrs.get('encoding-type', 'group')}; expected a dense or a sparse matrix"
+    kind = element.attrs.get("encoding-type")
+    if kind not in ("csr_matrix", "csc_matrix"):
+        msg = f"{name} of {path} is a {kind or 'group'}; expected a dense or a sparse matrix"
         raise InputError(msg)
-    _check_compressed(name, element, path)
-    sparse = sparse_dataset(element)
-    return Matrix(name, by_genes(element, sparse.shape, path, name) if sparse.format == "csc" else sparse, var, path)
-
-
-def _check_compressed(name: str, group: Any, path: Path) -> None:
-    """Refuse a sparse matrix of which parts are missing: zarr reads what is not there as zeros.
-
-    Raises
-    ------
-    InputError
-        Naming the file.
-    """
-    data, indices, indptr = group["data"], group["indices"], group["indptr"]
-    ends = np.asarray(indptr[:], dtype=np.int64)
-    lacking = [part for part in ("data", "indices") if data.shape[0] and _missing_chunks(group[part])]
-    if lacking or len(ends) == 0 or ends[0] != 0 or ends[-1] != data.shape[0] or data.shape != indices.shape or (np.diff(ends) < 0).any():
-        msg = f"{path} is damaged: the parts of {name} do not fit together{' (chunks are missing)' if lacking else ''}; copy it again"
-        raise InputError(msg)
-
-
-def _missing_chunks(array: Any) -> bool:
-    return _is_zarr(array) and bool(array.nchunks_initialized < array.nchunks)
+    rows, columns = (int(n) for n in element.attrs["shape"])
+    values = CompressedRows(element, (rows, columns)) if kind == "csr_matrix" else by_genes(element, (rows, columns), path, name)
+    return Matrix(name, values, var, path)

@@ -46,7 +46,7 @@ _ENOUGH_CELLS = 20
 """Cells that must agree before a pattern means anything."""
 
 
-def find_counts(data: CellData, layer: str | None, values: MatrixValues = "counts") -> Matrix:
+def find_counts(data: CellData, layer: str | None, values: MatrixValues = "counts", *, order_only: bool = False) -> Matrix:
     """Return the matrix that holds raw counts, or what else a model reads.
 
     Parameters
@@ -57,6 +57,8 @@ def find_counts(data: CellData, layer: str | None, values: MatrixValues = "count
         The user's choice: a layer, or ``"X"`` or ``"raw"``. ``None``: found, as the module describes.
     values
         What it must hold.
+    order_only
+        Whether the model needs no more than the order of the counts within a cell: then values that show it are taken for want of counts.
 
     Raises
     ------
@@ -83,6 +85,9 @@ def find_counts(data: CellData, layer: str | None, values: MatrixValues = "count
                 return recovered
         if (doubtful := _best_doubtful(looked_at)) is not None:
             return replace(doubtful.matrix, notes=_doubts(doubtful))
+        ordered = [found for found in looked_at if order_only and found.unordered is None]
+        if ordered:
+            return _by_order(ordered[0].matrix)
     wanted, why = _WANTED[values]
     problems = "; ".join([*(found.describe() for found in looked_at), *left_out]) or "it has no matrix"
     msg = (
@@ -116,7 +121,7 @@ def describe_matrices(data: CellData, layer: str | None) -> dict[str, str]:
 def count_blocks(
     data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts", rows: range | None = None
 ) -> Iterator[CellBlock]:
-    """Read the count matrix, or some rows of it, block by block, checking every value, and recovering counts where that is possible.
+    """Read the count matrix, or some rows of it, block by block, checking every value; recover counts where that is possible.
 
     Raises
     ------
@@ -127,7 +132,7 @@ def count_blocks(
     for start in range(rows.start, rows.stop, block_rows):
         stop = min(start + block_rows, rows.stop)
         block = CellBlock(start, matrix.rows(start, stop), data.obs.iloc[start:stop])
-        problem = _unfit(block, matrix, "abundances" if matrix.scaling else values)
+        problem = _unfit(block, matrix, "abundances" if matrix.scaling or matrix.by_order else values)
         if problem is None and matrix.scaling is not None:
             counts, row, reason = matrix.scaling.recover(block.counts)
             block = replace(block, counts=counts)
@@ -210,6 +215,21 @@ class _Look:
     """Why it does not hold what is wanted."""
     doubt: str | None
     """Why it may hold something else although it looks right."""
+
+    @property
+    def unordered(self) -> str | None:
+        """Why the order of its values within a cell is not that of counts, as far as can be seen."""
+        counts = self.sample.counts
+        if self.problem is None or _unfit(self.sample, self.matrix, "abundances") is not None:
+            return "it holds whole numbers, or no numbers from 0 up"
+        filled = np.count_nonzero(counts.data)
+        if filled == counts.shape[0] * counts.shape[1]:
+            return "it has no zeros"
+        # Counts repeat within a cell, whatever was made of them; by gene or batch each gets a value of its own.
+        cells = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+        order = np.lexsort((counts.data, cells))
+        repeated = np.count_nonzero((np.diff(counts.data[order]) == 0) & (np.diff(cells) == 0) & (counts.data[order][1:] != 0))
+        return "most values of a cell are different" if repeated < 0.5 * filled else None
 
     @property
     def fits(self) -> bool:
@@ -347,6 +367,13 @@ def _recover(found: _Look) -> Matrix | None:
     note = f"no raw counts were found; they are recovered from {matrix.name}, which holds {said}"
     note += " (exact, but for a factor that all counts of a cell have in common)"
     return replace(matrix, facts={"counts_recovered": said}, notes=(note,))
+
+
+def _by_order(matrix: Matrix) -> Matrix:
+    """Return a matrix without counts for a model that needs only their order."""
+    note = f"no raw counts were found; {matrix.name} is taken, for this model uses only the order of the values within a cell:"
+    note += " right for logarithms and the like, not after scaling by gene or correction of batches"
+    return replace(matrix, by_order=True, facts={"counts_by_order": True}, notes=(note,))
 
 
 def _say_rivals(found: _Look, candidates: list[Matrix], data: CellData) -> Matrix:

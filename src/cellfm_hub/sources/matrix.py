@@ -36,6 +36,8 @@ class Matrix:
         The file it is read from, ``None`` for an object in memory.
     scaling
         How its counts were normalised, where they are recovered from normalised values.
+    by_order
+        Whether it holds no counts, but values whose order within a cell is that of the counts, for a model that needs no more.
     facts
         What the receipt shall say of the choice of this matrix.
     notes
@@ -47,6 +49,7 @@ class Matrix:
     var: pd.DataFrame
     origin: Path | None = None
     scaling: Scaling | None = None
+    by_order: bool = False
     facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shape: tuple[int, int] = field(init=False)

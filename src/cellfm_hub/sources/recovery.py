@@ -28,6 +28,7 @@ _FLOAT32, _FLOAT64 = 2.0**-23, 2.0**-47
 _LARGEST_LOGARITHM = 40.0
 _MOST_FOR_SMALLEST = 1000
 """What the smallest count of a cell may be."""
+_FIRST_ROWS = 32
 _ENOUGH_BITS = 20.0
 """Cells together must be so improbable, by chance, to be whole multiples: one in 2^20."""
 
@@ -108,7 +109,10 @@ def recognise(sample: CountMatrix) -> tuple[Scaling | None, int, str]:
     for kind in kinds:
         for precision in precisions:
             scaling = Scaling(kind, precision, rounded)
-            counts, faults, bits, scales = scaling._solve(sample)
+            # Most matrices that are none show it at once.
+            counts, faults, bits, scales = scaling._solve(sp.csr_matrix(sample[:_FIRST_ROWS]))
+            if not faults.any():
+                counts, faults, bits, scales = scaling._solve(sample)
             if faults.any():
                 if not reason:
                     row = int(np.flatnonzero(faults)[0])
@@ -125,7 +129,7 @@ def recognise(sample: CountMatrix) -> tuple[Scaling | None, int, str]:
                 # Halves and thirds of counts are multiples of one number too, but of another one in every cell for no good reason.
                 return None, -1, "its values are multiples of one number in each cell, but the cells' totals differ"
             return Scaling(kind, precision, rounded, target), -1, ""
-    if (base := _other_base(sample, precisions, rounded)) is not None:
+    if (base := _other_base(sp.csr_matrix(sample[:_FIRST_ROWS]), precisions, rounded)) is not None:
         return None, -1, f"it holds logarithms to the base {base} of normalised counts; multiply by ln({base}) to make them natural ones"
     return None, row, reason
 

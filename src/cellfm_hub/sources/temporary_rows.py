@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cellfm_hub.errors import InputError
 from cellfm_hub.genes import CountMatrix
+from cellfm_hub.sources.compressed import read_indptr
 from cellfm_hub.sources.matrix import widened
 
 logger = logging.getLogger("cellfm_hub")
@@ -142,10 +143,10 @@ def by_genes(group: Any, shape: tuple[int, int], path: Path, name: str) -> Tempo
     path, name
         For messages.
     """
+    indptr = read_indptr(group, shape[1])
 
     def entries() -> Iterator[Part]:
         data, indices = group["data"], group["indices"]
-        indptr = np.asarray(group["indptr"][:], dtype=np.int64)
         for start in range(0, int(data.shape[0]), ENTRIES):
             stop = min(start + ENTRIES, int(data.shape[0]))
             genes = np.searchsorted(indptr, np.arange(start, stop), side="right") - 1

@@ -10,11 +10,10 @@ from typing import IO, Any
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cellfm_hub.errors import InputError
-from cellfm_hub.genes import CountMatrix
+from cellfm_hub.sources.compressed import CompressedRows
 from cellfm_hub.sources.matrix import CellData, Matrix, reading
 from cellfm_hub.sources.temporary_rows import ENTRIES, Part, TemporaryRows
 
@@ -38,10 +37,12 @@ def open_10x_h5(path: Path, _obs_columns: Sequence[str] | None = ()) -> Iterator
             group = _matrix_group(file, path)
             var = _features(group)
             barcodes = _texts(group["barcodes"][:])
-            rows = _CompressedCells(group)
-            if rows.stored_shape != (len(barcodes), len(var)):
-                msg = f"{path} is damaged: its matrix is {rows.stored_shape}, but it names {len(barcodes):,} cells and {len(var):,} genes"
+            features, cells = (int(n) for n in group["shape"][:])
+            if (cells, features) != (len(barcodes), len(var)):
+                named = f"{len(barcodes):,} cells and {len(var):,} genes"
+                msg = f"{path} is damaged: its matrix is {cells:,} x {features:,}, but it names {named}"
                 raise InputError(msg)
+            rows = CompressedRows(group, (cells, features))
         kept = _gene_features(var, path)
         rows.keep(kept)
         yield CellData(pd.DataFrame(index=pd.Index(barcodes, dtype=object)), {"X": Matrix("X", rows, var.iloc[kept], path)}, str(path))
@@ -87,39 +88,6 @@ def _gene_features(var: pd.DataFrame, path: Path) -> NDArray[np.int64]:
         msg = f"{path} holds no features of type {GENES!r}, but {found}; models of cells need gene expression"
         raise InputError(msg)
     return kept
-
-
-class _CompressedCells:
-    """The matrix of an ``.h5`` file: features × cells, compressed by cell."""
-
-    format = "csr"
-
-    def __init__(self, group: Any) -> None:
-        self._data, self._indices = group["data"], group["indices"]
-        self._indptr = np.asarray(group["indptr"][:], dtype=np.int64)
-        features, cells = (int(n) for n in group["shape"][:])
-        self.stored_shape = self.shape = (cells, features)
-        self._kept: NDArray[np.int64] | None = None
-        if len(self._indptr) != cells + 1 or self._indptr[-1] != len(self._data) or (np.diff(self._indptr) < 0).any():
-            msg = "the parts of the matrix do not fit together"
-            raise ValueError(msg)
-
-    def keep(self, columns: NDArray[np.int64]) -> None:
-        """Leave out all other features."""
-        if len(columns) < self.shape[1]:
-            self._kept = columns
-            self.shape = (self.shape[0], len(columns))
-
-    def __getitem__(self, rows: slice) -> CountMatrix:
-        start, stop, _ = rows.indices(self.shape[0])
-        first, last = self._indptr[start], self._indptr[stop]
-        indices = self._indices[first:last]
-        if len(indices) and (indices.min() < 0 or indices.max() >= self.stored_shape[1]):
-            msg = "an entry points outside the matrix"
-            raise ValueError(msg)
-        indptr = self._indptr[start : stop + 1] - first
-        block = sp.csr_matrix((self._data[first:last], indices, indptr), shape=(stop - start, self.stored_shape[1]))
-        return block if self._kept is None else block[:, self._kept]
 
 
 @dataclass(frozen=True)
