@@ -161,6 +161,8 @@ class CellAdapter(TokenAdapter):
     """Columns of ``var`` in which the family's users keep its identifiers, preferred where several match equally well."""
     obs_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of ``obs`` that the tokenizer reads, where they exist."""
+    tokens_per_cell: ClassVar[int | None] = None
+    """About how many tokens every cell makes, in models that draw as many genes from each; others make one token per expressed gene."""
     values: MatrixValues = "counts"
     """What the matrix must hold."""
     order_only: bool = False
@@ -259,6 +261,9 @@ class CellFeatures(Adapter):
     """A plain function of a whole matrix of counts."""
 
     gene_columns: ClassVar[tuple[str, ...]] = ()
+
+    def check_size(self, cells: int, genes: int) -> None:
+        """Raise an InputError where so few cells with counts, or genes, cannot be embedded."""
 
     @abstractmethod
     def embed(self, counts: CountMatrix, seed: int) -> NDArray[np.float32]:

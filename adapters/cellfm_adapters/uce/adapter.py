@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cellfm_adapters.uce.filtering import filter_genes
 from cellfm_adapters.uce.model import UCE, UCEConfig
 from cellfm_adapters.uce.species import SPECIAL_NAMES, Genes, check_species, new_species, published_genes, tell_species
-from cellfm_adapters.uce.tokenizer import PlacedGenes, place_genes, tokenize
+from cellfm_adapters.uce.tokenizer import SAMPLE_SIZE, PlacedGenes, place_genes, tokenize
 from cellfm_adapters.uce.weights import TOKEN_TABLE, layout, read_config
 from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
 from cellfm_hub.checkpoints import CheckpointFiles
@@ -55,6 +55,7 @@ class UCEAdapter(CellAdapter):
 
     options = UCEOptions
     poolings = ("cls", "mean", "max")
+    tokens_per_cell: ClassVar[int] = 1 + SAMPLE_SIZE + 2 * 24  # human chromosomes
 
     network: UCE
     genes: Genes

@@ -38,6 +38,22 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def choose_devices(devices: str) -> list[str]:
+    """Return the names of one device or several: ``"cuda:0,cuda:1"``, ``"cpu,cpu"``, or ``"all"`` for every CUDA device.
+
+    Raises
+    ------
+    DeviceError
+        If one is not here.
+    """
+    if devices == "all":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
+    names = [name.strip() for name in devices.split(",")]
+    for name in names:
+        choose_device(name)
+    return names
+
+
 def has_amx() -> bool:
     """Whether the CPU multiplies bfloat16 matrices in hardware (Intel AMX); without, bfloat16 is slower than float32."""
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, torch >= 2.6
