@@ -1,7 +1,7 @@
 """`Embedder`: a loaded model."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +24,12 @@ from cellfm_hub.adapter import (
 )
 from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
+from cellfm_hub.engine.memory import TokenBudget
+from cellfm_hub.engine.overlap import prefetch
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import InputError, SequenceError
 from cellfm_hub.genes import choose_gene_ids, identifier_columns
-from cellfm_hub.nn.attention import BACKEND
+from cellfm_hub.nn.encoder import Encoder
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
 from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, make_request
@@ -79,6 +81,7 @@ class Embedder:
         self.receipt: Receipt | None = None
         self._options, self._guard_overflow = options, guard_overflow
         self._batch_tokens, self._seed = batch_tokens, seed
+        self._budget = TokenBudget()
 
     def __repr__(self) -> str:
         return f"<Embedder {self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, from {self.files.origin}>"
@@ -389,15 +392,17 @@ class Embedder:
     def _blocks(self, data: Any, request: Request, tally: Tally) -> Iterator[tuple[int | None, Iterator[TokenBlock]]]:
         """Give the number of inputs, if known, and a stream of their tokens."""
         if isinstance(self.adapter, CellAdapter):
-            with open_cells(data, self.adapter.obs_columns, self.name) as cells:
-                yield len(cells), self._cell_tokens(cells, request, tally)
+            with (
+                open_cells(data, self.adapter.obs_columns, self.name) as cells,
+                prefetch(self._cell_tokens(cells, request, tally)) as stream,
+            ):
+                yield len(cells), stream
         else:
-            yield (
-                len(data) if hasattr(data, "__len__") and not isinstance(data, str) else None,
-                self._sequence_tokens(data, request, tally),
-            )
+            total = len(data) if hasattr(data, "__len__") and not isinstance(data, str) else None
+            with prefetch(self._sequence_tokens(data, request, tally)) as stream:
+                yield total, stream
 
-    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Generator[TokenBlock]:
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
         matrix = find_counts(cells, request.layer, adapter.values)
@@ -433,7 +438,7 @@ class Embedder:
             self._count(tokens, names, request, tally)
             yield TokenBlock(tokens, names)
 
-    def _sequence_tokens(self, data: Any, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+    def _sequence_tokens(self, data: Any, request: Request, tally: Tally) -> Generator[TokenBlock]:
         adapter = self.adapter
         assert isinstance(adapter, SequenceAdapter)
         case: Case = getattr(self._options, "case", "upper")
@@ -516,7 +521,7 @@ class Embedder:
         def forward(batch: Any) -> torch.Tensor:
             if pooling is None:
                 return adapter.token_vectors(batch, request.output_layer)
-            return adapter.pool(adapter.network(batch, request.output_layer), batch, pooling)
+            return adapter.row_vectors(batch, request.output_layer, pooling)
 
         values = run_network(
             forward,
@@ -526,6 +531,8 @@ class Embedder:
             out_lengths=adapter.token_rows(block.tokens).lengths if pooling is None else None,
             device=self.device,
             batch_tokens=request.batch_tokens,
+            first_only=adapter.reads_first_only(pooling),
+            budget=self._budget,
             on_batch=lambda rows: advance(rows * inputs_per_row),
         )
         advance(np.count_nonzero(block.tokens.lengths == 0) * inputs_per_row)  # empty rows are in no batch
@@ -533,7 +540,7 @@ class Embedder:
             expected = np.ones(len(values), bool) if request.per_token else block.tokens.lengths > 0
             if not np.isfinite(values[expected]).all():
                 logger.warning("%s overflows in float16; computing in bfloat16 from here on", self.name)
-                self.dtype, self._guard_overflow = torch.bfloat16, False
+                self.dtype, self._guard_overflow, self._budget = torch.bfloat16, False, TokenBudget()
                 # From the files: a weight that overflowed is lost in float16.
                 self.adapter = type(adapter).load(self.files, self._options, self.device, self.dtype)
                 return self._embed_block(block, request)  # the bar has moved already
@@ -596,7 +603,7 @@ class Embedder:
                 "pooling": request.pooling or "none",
                 "normalize": request.normalize,
                 "output_layer": request.output_layer,
-                "attention": BACKEND,
+                "attention": self._attention(),
                 "weights_sha256": self._weights_sha256(),
             }
         if self.modality == "sequence":
@@ -608,6 +615,10 @@ class Embedder:
         if request.genome is not None:
             receipt |= {"genome": str(request.genome), "window": request.window}
         return receipt | tally.receipt() | versions()
+
+    def _attention(self) -> str:
+        encoders = [module for module in self._token_adapter().network.modules() if isinstance(module, Encoder)]
+        return encoders[0].attention_backend() if encoders else "the network's own"
 
     def _weights_sha256(self) -> str:
         weights = [path for name, path in self.files.used.items() if path.suffix in WEIGHT_SUFFIXES or name.endswith(".index.json")]
