@@ -40,31 +40,35 @@ def argsort_rows_descending(values: NDArray[np.float64], offsets: NDArray[np.int
     longest = 0
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
-    keys = np.empty(longest, dtype=np.uint32)
-    from_index = np.empty(longest, dtype=np.int64)
-    to_index = np.empty(longest, dtype=np.int64)
-    buckets = np.empty(2048, dtype=np.int64)
-    # The bit pattern of a positive float32 grows with its value; inverted, ascending order is descending.
-    all_keys = ~values.astype(np.float32).view(np.uint32)
+    from_key, to_key = np.empty(longest, dtype=np.uint32), np.empty(longest, dtype=np.uint32)
+    from_index, to_index = np.empty(longest, dtype=np.int32), np.empty(longest, dtype=np.int32)
+    buckets = np.empty((3, 2048), dtype=np.int32)
+    rounded = np.empty(1, dtype=np.float32)
+    bits = rounded.view(np.uint32)
     for row in range(len(offsets) - 1):
         start, length = offsets[row], offsets[row + 1] - offsets[row]
-        keys[:length] = all_keys[start : start + length]
+        buckets[:] = 0
         for i in range(length):
-            from_index[i] = i
-        for shift in (0, 11, 22):
-            buckets[:] = 0
-            for i in range(length):
-                buckets[(keys[i] >> shift) & 2047] += 1
-            total = 0
+            rounded[0] = values[start + i]
+            # The bit pattern of a positive float32 grows with its value; inverted, ascending order is descending.
+            key = ~bits[0]
+            from_key[i], from_index[i] = key, i
+            buckets[0, key & 2047] += 1
+            buckets[1, (key >> 11) & 2047] += 1
+            buckets[2, (key >> 22) & 2047] += 1
+        for digit in range(3):
+            shift, total = 11 * digit, 0
             for b in range(2048):
-                count = buckets[b]
-                buckets[b] = total
+                count = buckets[digit, b]
+                buckets[digit, b] = total
                 total += count
             for i in range(length):
-                index = from_index[i]
-                b = (keys[index] >> shift) & 2047
-                to_index[buckets[b]] = index
-                buckets[b] += 1
+                key = from_key[i]
+                b = (key >> shift) & 2047
+                place = buckets[digit, b]
+                buckets[digit, b] = place + 1
+                to_key[place], to_index[place] = key, from_index[i]
+            from_key, to_key = to_key, from_key
             from_index, to_index = to_index, from_index
         for i in range(1, length):
             index = from_index[i]
@@ -77,3 +81,27 @@ def argsort_rows_descending(values: NDArray[np.float64], offsets: NDArray[np.int
         for i in range(length):
             order[start + i] = start + from_index[i]
     return order
+
+
+@compiled
+def take_nested(
+    table: NDArray[np.int32],
+    index: NDArray[np.int32],
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    out: NDArray[np.int32],
+    places: NDArray[np.int64],
+) -> None:
+    """Write ``table[index[order[start : start + length]]]`` of each row to `out`, at the row's place.
+
+    Parameters
+    ----------
+    table, index, order
+        Looked up one in the other.
+    starts, lengths, places
+        ``(n,)`` int64: the range of `order` that makes each row, and where in `out` the row begins.
+    """
+    for row in range(len(starts)):
+        for i in range(lengths[row]):
+            out[places[row] + i] = table[index[order[starts[row] + i]]]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.genes import CountMatrix, GeneMap
-from cellfm_hub.kernels import argsort_rows_descending
-from cellfm_hub.tokens import Tokens, flat_indices, offsets_from_lengths
+from cellfm_hub.kernels import argsort_rows_descending, take_nested
+from cellfm_hub.tokens import Tokens, offsets_from_lengths
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class Tokenizer:
         frame = 1 if self.dictionaries.has_cls else 0  # <cls> in front, <eos> behind
         expression = counts.data / self._median_of_token[genes.tokens][counts.indices]  # float64
         row_starts = counts.indptr.astype(np.int64)
-        ranked = genes.tokens[counts.indices[argsort_rows_descending(expression, row_starts)]]
+        order = argsort_rows_descending(expression, row_starts)
 
         expressed = np.diff(row_starts)
         kept = np.minimum(expressed, self.max_tokens - 2 * frame)
         offsets = offsets_from_lengths(np.where(kept > 0, kept + 2 * frame, 0))
         ids = np.empty(offsets[-1], dtype=np.int32)
-        ids[flat_indices(offsets[:-1] + frame, kept)] = ranked[flat_indices(row_starts[:-1], kept)]
+        take_nested(genes.tokens, counts.indices, order, row_starts[:-1], kept, ids, offsets[:-1] + frame)
         if frame:
             ids[offsets[:-1][kept > 0]] = special["<cls>"]
             ids[offsets[1:][kept > 0] - 1] = special["<eos>"]
