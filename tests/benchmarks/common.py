@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.fidelity import ROWS, fill, processor
+from cellfm_adapters.geneformer.tokenizer import Dictionaries, Tokenizer
 from cellfm_hub.adapter import TokenAdapter
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.nn import Encoder, EncoderConfig
@@ -26,6 +28,8 @@ from cellfm_hub.registry import registry
 from cellfm_hub.tokens import Tokens
 
 RESULTS = Path(__file__).parent / "results"
+GENES, EXPRESSED = 20_000, 2_190
+"""Columns of made-up cells, and how many of them a cell expresses."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,28 @@ def vocabulary_of(model: Model) -> int:
     """Return the entries of the largest token table."""
     sizes = [m.num_embeddings for m in model.adapter.network.modules() if isinstance(m, nn.Embedding)]
     return max([*sizes, *(len(t) for n, t in model.adapter.network.named_buffers() if n == "tokens")])
+
+
+# Made-up cells
+
+
+def made_up_cells(cells: int, seed: int = 0) -> sp.csr_matrix:
+    """Cells with some 2,190 expressed genes and counts as they are in life: mostly ones."""
+    rng = np.random.default_rng(seed)
+    chance = rng.lognormal(0, 1.5, GENES)
+    chance = np.minimum(chance / chance.sum() * EXPRESSED * 1.25, 1)
+    rows = [np.flatnonzero(rng.random(GENES) < chance) for _ in range(cells)]
+    indptr = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
+    data = rng.geometric(0.45, indptr[-1]).astype(np.float32)
+    return sp.csr_matrix((data, np.concatenate(rows).astype(np.int32), indptr), shape=(cells, GENES))
+
+
+def rank_tokenizer(rng: np.random.Generator) -> tuple[Tokenizer, list[str], np.ndarray]:
+    """Make a tokenizer for all the genes, and their names and medians."""
+    genes, medians = [f"ENSG{i:011d}" for i in range(GENES)], rng.lognormal(0.5, 0.5, GENES)
+    tokens = {"<pad>": 0, "<mask>": 1} | {gene: i + 2 for i, gene in enumerate(genes)}
+    dictionaries = Dictionaries(tokens, dict(zip(genes, medians, strict=True)), {gene: gene for gene in genes})
+    return Tokenizer(dictionaries, 2048), genes, medians
 
 
 # Clocks and reports

@@ -19,11 +19,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from benchmarks import upstream
 from benchmarks.common import (
+    GENES,
     RESULTS,
     HuggingFace,
     Model,
@@ -33,16 +33,16 @@ from benchmarks.common import (
     environment,
     gemm_flops,
     interleave,
+    made_up_cells,
     make_model,
     parser,
     random_tokens,
+    rank_tokenizer,
     useful_flops,
     vocabulary_of,
     wall_seconds,
     write_report,
 )
-from cellfm_adapters.geneformer.tokenizer import Dictionaries
-from cellfm_adapters.geneformer.tokenizer import Tokenizer as Ranks
 from cellfm_adapters.nucleotide_transformer.tokenizer import Tokenizer as Kmers
 from cellfm_adapters.scgpt.tokenizer import Tokenizer as Bins
 from cellfm_adapters.scgpt.tokenizer import Vocabulary
@@ -54,7 +54,6 @@ from cellfm_hub.engine.overlap import prefetch
 
 CPU = torch.device("cpu")
 BUDGET = 4096
-GENES, EXPRESSED = 20_000, 2_190
 SECTIONS = ("encoders", "tokenizers", "pipeline")
 
 FLOORS: dict[str, dict[str, float]] = {
@@ -149,25 +148,6 @@ def padding(lengths: np.ndarray, rows: int) -> float:
 
 
 # Tokenizers
-
-
-def made_up_cells(cells: int, seed: int = 0) -> sp.csr_matrix:
-    """Cells with some 2,190 expressed genes and counts as they are in life: mostly ones."""
-    rng = np.random.default_rng(seed)
-    chance = rng.lognormal(0, 1.5, GENES)
-    chance = np.minimum(chance / chance.sum() * EXPRESSED * 1.25, 1)
-    rows = [np.flatnonzero(rng.random(GENES) < chance) for _ in range(cells)]
-    indptr = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
-    data = rng.geometric(0.45, indptr[-1]).astype(np.float32)
-    return sp.csr_matrix((data, np.concatenate(rows).astype(np.int32), indptr), shape=(cells, GENES))
-
-
-def rank_tokenizer(rng: np.random.Generator) -> tuple[Ranks, list[str], np.ndarray]:
-    """Make a tokenizer for all the genes, and their names and medians."""
-    genes, medians = [f"ENSG{i:011d}" for i in range(GENES)], rng.lognormal(0.5, 0.5, GENES)
-    tokens = {"<pad>": 0, "<mask>": 1} | {gene: i + 2 for i, gene in enumerate(genes)}
-    dictionaries = Dictionaries(tokens, dict(zip(genes, medians, strict=True)), {gene: gene for gene in genes})
-    return Ranks(dictionaries, 2048), genes, medians
 
 
 def tokenizers(*, smoke: bool) -> dict[str, Any]:
