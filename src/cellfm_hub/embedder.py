@@ -1,7 +1,7 @@
 """`Embedder`: a loaded model."""
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -402,7 +402,7 @@ class Embedder:
             with prefetch(self._sequence_tokens(data, request, tally)) as stream:
                 yield total, stream
 
-    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Generator[TokenBlock]:
+    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
         matrix = find_counts(cells, request.layer, adapter.values)
@@ -438,7 +438,7 @@ class Embedder:
             self._count(tokens, names, request, tally)
             yield TokenBlock(tokens, names)
 
-    def _sequence_tokens(self, data: Any, request: Request, tally: Tally) -> Generator[TokenBlock]:
+    def _sequence_tokens(self, data: Any, request: Request, tally: Tally) -> Iterator[TokenBlock]:
         adapter = self.adapter
         assert isinstance(adapter, SequenceAdapter)
         case: Case = getattr(self._options, "case", "upper")
