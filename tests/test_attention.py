@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import cellfm_hub as cf
 from cellfm_hub.nn import Alibi, Encoder, EncoderConfig, PackedBatch
 from cellfm_hub.nn import attention as attention_module
 from cellfm_hub.nn.attention import (
@@ -20,6 +22,7 @@ from cellfm_hub.nn.attention import (
     FLEX,
     VARLEN,
     Backend,
+    Choice,
     attend,
     choose,
     preference,
@@ -27,6 +30,7 @@ from cellfm_hub.nn.attention import (
     report,
 )
 from cellfm_hub.nn.kernels import plain
+from golden_cases import PORTABLE, Case
 
 CPU, HEADS = torch.device("cpu"), 3
 
@@ -218,3 +222,30 @@ def test_first_tokens_alone_are_less_work() -> None:
     assert full >= linear
     assert full - less >= 2 * (tokens - rows) * width * (2 * width + 2 * inner)  # queries, output, feed-forward
     assert count(3, first_only=True) - count(2, first_only=False) == less
+
+
+@pytest.mark.parametrize("backend", [BY_BUCKET, FLEX], ids=["bucket", "flex"])
+@pytest.mark.parametrize("family", ["geneformer-v2", "nt-v2", "dnabert2", "scgpt", "uce", "scfoundation"])
+def test_golden_inputs_with_other_backends(family: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole models give the vectors they give with the usual backend, which are those of the golden cases: pooled over all, or first."""
+    case = Case(PORTABLE / f"{family}-basic")
+    model = cf.load(family.removesuffix("-v2"), checkpoint=case.checkpoint, options=case.options, device="cpu", precision="float32")
+    tokens = model.tokenize(next(path for stem in ("*.fasta", "*input*.h5ad") for path in sorted(case.path.glob(stem))))
+    tokens = tokens.take(np.flatnonzero((tokens.lengths > 0) & (tokens.lengths < 1200))[:5])
+    poolings = model.adapter.poolings[:2]  # type: ignore[attr-defined]
+    expected = {pooling: model.encode_tokens(tokens, pooling=pooling) for pooling in poolings}
+    used = []
+
+    def kernel(*given: Any) -> Tensor:
+        used.append(backend.name)
+        return backend.kernel(*given)
+
+    def forced(*_: Any, biased: bool) -> Choice:
+        return Choice(BY_ROW if biased and backend is BY_BUCKET else Backend(backend.name, kernel), "forced")
+
+    monkeypatch.setattr(attention_module, "choose", forced)
+    for pooling in poolings:
+        got = model.encode_tokens(tokens, pooling=pooling)
+        scale = np.abs(expected[pooling]).max()
+        np.testing.assert_allclose(got, expected[pooling], atol=2e-6 * max(1, scale), rtol=0)
+    assert used or (family == "dnabert2" and backend is BY_BUCKET)

@@ -14,7 +14,7 @@ from cellfm_hub.nn import attention
 from cellfm_hub.nn.attention import BY_BUCKET, BY_ROW, EFFICIENT, FLASH, FLEX, VARLEN, Backend, Choice, choose, preference, refusal
 from cellfm_hub.registry import registry
 from cellfm_hub.selftest import run_selftest
-from golden_cases import LARGE, PORTABLE, Case
+from golden_cases import DATA, LARGE, PORTABLE, Case
 
 pytestmark = pytest.mark.gpu
 
@@ -64,8 +64,18 @@ def test_selftest_with_every_backend(family: str, backend: Backend, monkeypatch:
         pytest.skip(f"{backend.name} can do nothing here")
 
 
+PREFIXES = ("dnabert-s", "dnabert2", "geneformer", "nt", "scfoundation", "scgpt", "uce")
+
+
 def model_of(case: Case) -> str:
-    return str(case.facts["model"]).removesuffix("-v1").removesuffix("-v2")
+    return next(name for name in PREFIXES if case.name.startswith(name))
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    if model_of(case) == "geneformer" and not (case.checkpoint / "geneformer").exists():
+        own = case.path / "dictionaries"
+        return {"dictionaries": own if own.exists() else DATA / "geneformer"}
+    return case.options
 
 
 def golden() -> list[Any]:
@@ -86,7 +96,7 @@ def test_cases_against_the_cpu(case: Case, precision: str) -> None:
     data = data_of(case)
     if data.is_dir():
         pytest.skip("no input of its own")
-    options: dict[str, Any] = {"checkpoint": case.checkpoint, "options": case.options}
+    options: dict[str, Any] = {"checkpoint": case.checkpoint, "options": options_of(case)}
     try:
         on_cpu = cf.load(model_of(case), device="cpu", precision="float32", **options)
         tokens = on_cpu.tokenize(data, long="truncate") if on_cpu.modality == "sequence" else on_cpu.tokenize(data)
