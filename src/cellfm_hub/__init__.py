@@ -23,6 +23,7 @@ __all__ = [
     "datasets",
     "embed",
     "errors",
+    "genes",
     "list_models",
     "load",
     "settings",
@@ -38,7 +39,7 @@ _HOMES = {
     "Ragged": "cellfm_hub.tokens",
     "Tokens": "cellfm_hub.tokens",
 }
-_MODULES = {"datasets", "errors"}
+_MODULES = {"datasets", "errors", "genes"}
 
 
 def __getattr__(name: str) -> Any:

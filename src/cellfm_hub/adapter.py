@@ -16,7 +16,7 @@ into hidden states.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -65,10 +65,20 @@ class Options(BaseModel):
         if not schema:
             return "this model takes no options"
         shown = []
-        for name, field in cls.model_fields.items():
+        own_first = sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__)
+        for name, field in own_first:
             values = " | ".join(str(v) for v in schema[name].get("enum", ()))
             shown.append(f"{name}={field.default}" + (f" ({values})" if values else ""))
         return f"allowed, with their defaults: {', '.join(shown)}"
+
+
+class CellOptions(Options):
+    """The switches that all models of cells have; a family's own are added to them."""
+
+    gene_names: Literal["as-is", "resolve"] = "as-is"
+    """Take gene names as the original release does, or by what they mean: former ones, aliases and others, and sum columns of one gene."""
+    orthologs: Literal["none", "one2one"] = "none"
+    """Mouse data and a human model: read mouse genes as their human one-to-one orthologs."""
 
 
 class Adapter(ABC):
@@ -157,12 +167,17 @@ class TokenAdapter(Adapter):
 class CellAdapter(TokenAdapter):
     """A model of cells: counts of genes become tokens."""
 
+    options: ClassVar[type[Options]] = CellOptions
+
     gene_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of ``var`` in which the family's users keep its identifiers, preferred where several match equally well."""
     obs_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of ``obs`` that the tokenizer reads, where they exist."""
     values: MatrixValues = "counts"
     """What the matrix must hold."""
+    order_only: bool = False
+    """Whether the vector of a cell with no more genes than fit depends on nothing but the order of its values, ties included. Values
+    that grow with the counts, such as logarithms, then give the vectors of the counts, and are taken where there are no counts."""
     species: tuple[str, ...] = ()
     """What ``species=`` may be, where the files of the checkpoint decide; otherwise the card does."""
 

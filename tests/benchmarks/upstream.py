@@ -67,7 +67,8 @@ def uce(counts: sp.csr_matrix, chromosomes: NDArray[np.int32], starts: NDArray[n
     for i in range(counts.shape[0]):
         weights = np.log1p(counts[i].toarray().ravel())
         weights = weights / weights.sum()
-        chosen = rng.choice(genes, size=1024, p=weights / weights.sum(), replace=True)
+        weights = weights / sum(weights)  # Python's own, one by one: the release normalises a second time
+        chosen = rng.choice(genes, size=1024, p=weights, replace=True)
         of_chosen = chromosomes[chosen]
         order = np.argsort(of_chosen)
         chosen, of_chosen = chosen[order], of_chosen[order]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cellfm_adapters.scgpt.model import ScGPT, ScGPTConfig
 from cellfm_adapters.scgpt.tokenizer import Ties, Tokenizer, Vocabulary
 from cellfm_adapters.scgpt.weights import layout, published_tensors
-from cellfm_hub.adapter import CellAdapter, Options, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.genes import CountMatrix, GeneMap
@@ -21,7 +21,7 @@ from cellfm_hub.tokens import Tokens
 from cellfm_hub.weights import Layout, load_network
 
 
-class ScGPTOptions(Options):
+class ScGPTOptions(CellOptions):
     """Switches of scGPT."""
 
     ties: Ties = "seeded"
@@ -57,6 +57,8 @@ class ScGPTAdapter(CellAdapter):
 
         adapter = cls()
         adapter.network = load_network(lambda: ScGPT(config), tensors, layout(config), origin=files.origin, device=device, dtype=dtype)
+        # The other policy draws from the counts themselves.
+        adapter.order_only = options.ties == "upper"
         adapter.tokenizer = Tokenizer(vocabulary, config.pad_value, options.max_length, options.ties)
         adapter.layers = config.nlayers
         adapter.embedding_dim = config.embsize

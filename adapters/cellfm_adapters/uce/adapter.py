@@ -19,7 +19,7 @@ from cellfm_adapters.uce.model import UCE, UCEConfig
 from cellfm_adapters.uce.species import SPECIAL_NAMES, Genes, check_species, new_species, published_genes, tell_species
 from cellfm_adapters.uce.tokenizer import PlacedGenes, place_genes, tokenize
 from cellfm_adapters.uce.weights import TOKEN_TABLE, layout, read_config
-from cellfm_hub.adapter import CellAdapter, Options, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.engine.run import full_float32
 from cellfm_hub.errors import InputError
@@ -33,7 +33,7 @@ PROJECTED_TOGETHER = 1024
 """Rows of the token table that are projected at once, always the same ones together, so that results do not depend on what came before."""
 
 
-class UCEOptions(Options):
+class UCEOptions(CellOptions):
     """Switches of UCE."""
 
     filter: bool = False
