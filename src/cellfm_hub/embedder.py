@@ -34,7 +34,7 @@ from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
 from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, known_species, make_request
 from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
-from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, column_totals, count_blocks
+from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, count_blocks
 from cellfm_hub.sources.genome import WINDOW
 from cellfm_hub.sources.sequences import SequenceBlock
 from cellfm_hub.tokens import Ragged, Tokens
@@ -403,7 +403,7 @@ class Embedder:
             gene_ids=request.gene_ids,
             species=request.species,
             obs=cells.obs,
-            totals=lambda: column_totals(matrix),
+            totals=matrix.column_totals,
         )
         genes = matched.genes
         if matrix.by_order and genes.n_summed:

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellfm_hub.errors import GeneCoverageError
+from cellfm_hub.errors import GeneCoverageError, InputError
 from cellfm_hub.genes import tables
 from cellfm_hub.genes.identifiers import identifier_columns, in_words, main_system, systems_of
 from cellfm_hub.genes.map import GeneMap
@@ -100,15 +100,20 @@ def choose_gene_ids(
     Raises
     ------
     InputError
-        If there is no such column, or a table cannot be read.
+        If there is no such column, a table cannot be read, or names cannot be resolved beside a column of totals.
     GeneCoverageError
         If no gene matches.
     """
     columns = identifier_columns(var, column)
     order = [*(name for name in preferred if name in columns), *(name for name in columns if name not in preferred)]
     book = name_book(species) if species else None
-    written = [] if orthologs else [_Reading(name, name, match(columns[name]), {}) for name in order]
-    plain = all(reading.genes.n_other == 0 for reading in written)
+    as_written = [_Reading(name, name, match(columns[name]), {}) for name in order]
+    written = [] if orthologs else as_written
+    plain = not any(reading.genes.n_other for reading in as_written)
+    if not plain and (resolve or orthologs):
+        msg = f"with these options {model} takes a column for something else than a gene, so that names cannot be resolved;"
+        msg += " leave out gene_names and orthologs, or that column"
+        raise InputError(msg)
     resolved = [
         _resolved(name, columns[name], match, book, orthologs=orthologs, together=resolve or orthologs)
         for name in order
@@ -157,7 +162,7 @@ def _resolved(column: str, ids: list[str], match: Match, book: NameBook | None, 
     together
         Whether columns of one gene are summed whatever the family does.
     """
-    if len(set(ids)) < len(ids) / 2:  # a biotype, a chromosome
+    if len(set(ids)) < len(ids) / 20:  # a biotype, a chromosome
         return None
     target = name_book("human") if orthologs else book
     if orthologs:
