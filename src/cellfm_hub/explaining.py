@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from cellfm_hub.adapter import CellAdapter
 from cellfm_hub.api import load_tokenizer
+from cellfm_hub.blocks import TokenBlock
 from cellfm_hub.embedder import Embedder
 from cellfm_hub.errors import InputError, did_you_mean
 from cellfm_hub.genes import CountMatrix, GeneMap, identifier_columns
+from cellfm_hub.reading import Task
 from cellfm_hub.receipt import Receipt
-from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
+from cellfm_hub.sources.cells import CellData, count_blocks, open_cells
 from cellfm_hub.tokens import Tokens
 
 Status = Literal["kept", "cut", "unknown", "special"]
@@ -140,11 +142,13 @@ def explain_cell(
     request = embedder.request(layer=layer, gene_ids=gene_ids, species=species)
     with open_cells(data, adapter.obs_columns, embedder.name) as cells:
         row = _find(cells, cell)
-        matrix = find_counts(cells, request.layer, adapter.values)
+        matrix = Task(embedder, request).find_counts(cells)
         match = embedder.match_genes(cells, matrix, request)
         genes, facts = match.genes, dict(match.facts)
         block = next(count_blocks(cells, matrix, values=adapter.values, rows=range(row, row + 1)))
-        tokens = adapter.tokenize(genes.apply(block.counts), genes, block.obs, request.seed)
+        prepared = embedder.prepare_cells(block, match, request).block
+        assert isinstance(prepared, TokenBlock)
+        tokens = prepared.tokens
         columns = identifier_columns(matrix.var, request.gene_ids)
         # Behind the name of the column may stand what its identifiers were read as.
         read_as = str(facts["gene_ids"])

@@ -13,7 +13,7 @@ import h5py
 
 from cellfm_hub.errors import InputError
 from cellfm_hub.sources.anndata_store import from_anndata, open_h5ad, open_h5mu, open_zarr
-from cellfm_hub.sources.counts import BLOCK_ROWS, MatrixValues, column_totals, count_blocks, find_counts
+from cellfm_hub.sources.counts import BLOCK_ROWS, MatrixValues, count_blocks, find_counts
 from cellfm_hub.sources.loom import open_loom
 from cellfm_hub.sources.matrix import CellBlock, CellData, Matrix
 from cellfm_hub.sources.tables import is_table, open_table
@@ -26,7 +26,6 @@ __all__ = [
     "CellData",
     "Matrix",
     "MatrixValues",
-    "column_totals",
     "count_blocks",
     "find_counts",
     "from_anndata",

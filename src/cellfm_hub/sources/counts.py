@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 
 from cellfm_hub.errors import CountsError, InputError
 from cellfm_hub.genes import CountMatrix
@@ -145,12 +144,6 @@ def count_blocks(
             msg = f"no {_WANTED[values][0]} in {data.origin}: {problem}. Name the layer that holds {_WANTED[values][0]} with layer="
             raise CountsError(msg)
         yield block
-
-
-def column_totals(matrix: Matrix, rows: int = 1024) -> NDArray[np.float64]:
-    """Return the sum of each column over the first rows, ``(n_vars,)``."""
-    block = matrix.rows(0, min(rows, matrix.shape[0]))
-    return np.asarray(block.sum(axis=0, dtype=np.float64)).ravel()
 
 
 _WANTED: dict[MatrixValues, tuple[str, str]] = {
