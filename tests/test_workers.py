@@ -66,7 +66,7 @@ def test_all_are_killed(tmp_path: Path) -> None:
                 os.kill(child.pid or 0, signal.SIGKILL)
 
     when_parts(out, 2, kill)
-    with pytest.raises(DeviceError, match="all worker processes died.*--resume"):
+    with pytest.raises(DeviceError, match=r"all worker processes died.*--resume"):
         cf.embed_file(data, "scgpt", out=out, part_rows=20, **TWO)
     with Journal(work_folder(out)) as journal:
         assert len(journal.parts) >= 2
