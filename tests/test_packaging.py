@@ -64,6 +64,10 @@ def test_nothing_is_missing(built: Built) -> None:
     assert expected - built.in_sdist == set()
     assert {name.partition("/")[2] for name in expected} - built.in_wheel == set()
 
+    genes = {f"genes/data/{name}" for name in ("human.npz", "mouse.npz", "provenance.json", "LICENSE.md")}
+    assert {f"cellfm_hub/{name}" for name in genes} - built.in_wheel == set()
+    assert {f"src/cellfm_hub/{name}" for name in genes} - built.in_sdist == set()
+
     cards = {path.name for path in (ROOT / "model_cards").glob("*.md")}
     assert len(cards) >= 3
     assert {f"model_cards/{card}" for card in cards} - built.in_sdist == set()
@@ -82,7 +86,7 @@ def test_nothing_else_is_inside(built: Built) -> None:
     cases = ROOT / "tests" / "golden"
     assert golden == {f"cellfm_hub/golden/{path.relative_to(cases).as_posix()}" for path in cases.rglob("*") if path.is_file()}
     kinds = {PurePosixPath(name).suffix for name in built.in_wheel - golden if ".dist-info/" not in name}
-    assert kinds <= {".py", ".md", ".typed"}, kinds
+    assert kinds <= {".py", ".md", ".typed", ".npz", ".json"}, kinds
     assert built.wheel.stat().st_size < 2_000_000
     # The sdist carries the golden cases of the tests, and nothing of the founders' folder.
     tops = {name.partition("/")[0] for name in built.in_sdist}

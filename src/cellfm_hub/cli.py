@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from cellfm_hub import cli_weights
+from cellfm_hub import cli_check, cli_genes, cli_weights
+from cellfm_hub.cli_options import Long, Precision, by_model, parse_options
 
 if TYPE_CHECKING:
     from cellfm_hub.jobs.run import Summary
@@ -30,22 +31,9 @@ app = typer.Typer(
 )
 
 
-class Precision(StrEnum):  # noqa: D101
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 class OnEmpty(StrEnum):  # noqa: D101
     nan = "nan"
     error = "error"
-
-
-class Long(StrEnum):  # noqa: D101
-    error = "error"
-    truncate = "truncate"
-    tile = "tile"
 
 
 class Level(StrEnum):  # noqa: D101
@@ -95,40 +83,6 @@ def _complete_model(incomplete: str) -> list[str]:
     from cellfm_hub.registry import registry
 
     return [name for name in registry().names if name.startswith(incomplete.lower())]
-
-
-def _by_model(values: list[str] | None, models: list[str], option: str) -> dict[str, str]:
-    """Read ``value``, or ``model=value``, which it must be with several models."""
-    found = {}
-    for text in values or []:
-        name, equals, value = text.partition("=")
-        if equals and name in models:
-            found[name] = value
-        elif len(models) == 1:
-            found[models[0]] = text
-        else:
-            message = f"{text!r}: say which model it is for, {models[0]}=…; models are {', '.join(models)}"
-            raise typer.BadParameter(message, param_hint=option)
-    return found
-
-
-def _parse_options(pairs: list[str], models: list[str]) -> dict[str, dict[str, str]]:
-    """Read ``key=value``, or ``model.key=value``, which it must be with several models."""
-    found: dict[str, dict[str, str]] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            message = f"{pair!r} is not of the form key=value"
-            raise typer.BadParameter(message, param_hint="--option")
-        name, dot, rest = key.rpartition(".")
-        if dot and name in models:
-            found.setdefault(name, {})[rest] = value
-        elif len(models) == 1:
-            found.setdefault(models[0], {})[key] = value
-        else:
-            message = f"{pair!r}: say which model it is for, {models[0]}.{pair}; models are {', '.join(models)}"
-            raise typer.BadParameter(message, param_hint="--option")
-    return found
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -229,6 +183,7 @@ def embed(
     genome: Annotated[Path | None, typer.Option(help="BED and VCF: FASTA file of the genome.")] = None,
     window: Annotated[int, typer.Option(help="VCF: bases of the reference window.")] = 512,
     progress: Annotated[bool | None, typer.Option(help="Show a progress bar.", show_default="on a terminal")] = None,
+    qc: Annotated[bool, typer.Option("--qc", help="Cells: add what the model saw of each to obs.")] = False,
     commercial_ok: cli_weights.CommercialOk = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
 ) -> None:
@@ -238,9 +193,9 @@ def embed(
 
     settings.commercial = settings.commercial or commercial_ok
 
-    options = _parse_options(option or [], model)
+    options = parse_options(option or [], model)
     own = {
-        name: _by_model(values, model, f"--{name.replace('_', '-')}")
+        name: by_model(values, model, f"--{name.replace('_', '-')}")
         for name, values in {"key_added": key_added, "checkpoint": checkpoint, "revision": revision}.items()
     }
     wanted = None if shard is None else _parse_shard(shard)
@@ -285,6 +240,7 @@ def embed(
         reverse_complement=None if reverse_complement is None else "mean",
         genome=genome,
         window=window,
+        qc=qc,
     )
     seconds = time.perf_counter() - begin
     if as_json:
@@ -453,7 +409,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
     from cellfm_hub import settings
     from cellfm_hub.engine.device import choose_batch_tokens, choose_device, choose_dtype, has_amx
-    from cellfm_hub.nn.attention import BACKEND
+    from cellfm_hub.nn.attention import report
     from cellfm_hub.receipt import versions
     from cellfm_hub.registry import list_models
 
@@ -467,7 +423,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         "amx": has_amx(),
         "precision_auto": str(choose_dtype("auto", device, None)).removeprefix("torch."),
         "batch_tokens": choose_batch_tokens(None, device),
-        "attention": BACKEND,
+        **report(device, choose_dtype("auto", device, None)),
         "cache_dir": str(settings.cache_dir),
         "offline": settings.offline,
         "models": len(list_models()),
@@ -495,7 +451,9 @@ def demo(
     typer.echo(f"wrote {out}; next: cellfm embed YOUR_DATA.h5ad --model pca, then 'cellfm models' for others")
 
 
+cli_check.register(app, _one_line_errors)
 cli_weights.register(app, _one_line_errors)
+cli_genes.register(app, _one_line_errors)
 
 
 def main() -> None:

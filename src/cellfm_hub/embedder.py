@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 
 from cellfm_hub._progress import progress_bar
 from cellfm_hub.adapter import (
@@ -23,14 +24,17 @@ from cellfm_hub.adapter import (
 )
 from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
+from cellfm_hub.engine.memory import TokenBudget
+from cellfm_hub.engine.overlap import prefetch
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import CountsError, InputError, SequenceError
-from cellfm_hub.genes import choose_gene_ids, identifier_columns
-from cellfm_hub.nn.attention import BACKEND
+from cellfm_hub.matching import match_genes, reads_orthologs
+from cellfm_hub.nn.encoder import Encoder
+from cellfm_hub.qc import cut_inputs, row_sums
 from cellfm_hub.reading import GeneMatch, Prepared, Task, open_input
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
-from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, make_request
+from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, known_species, make_request
 from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
 from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, count_blocks
 from cellfm_hub.sources.genome import WINDOW
@@ -47,6 +51,8 @@ class Result:
     values: Vectors | Ragged
     names: list[str]
     receipt: Receipt
+    qc: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Cells only: what the model saw of each, see :class:`cellfm_hub.qc.CellQuality`."""
 
 
 class Embedder:
@@ -79,6 +85,7 @@ class Embedder:
         self.receipt: Receipt | None = None
         self._options, self._guard_overflow = options, guard_overflow
         self._batch_tokens, self._seed = batch_tokens, seed
+        self._budget = TokenBudget()
 
     def __repr__(self) -> str:
         return f"<Embedder {self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, from {self.files.origin}>"
@@ -209,10 +216,11 @@ class Embedder:
 
         with (
             open_input(data, [Task(self, request)]) as source,
+            prefetch(source.blocks()) as blocks,
             progress_bar(self.name, source.rows, show=request.progress) as advance,
         ):
             try:
-                for (prepared,) in source.blocks():
+                for (prepared,) in blocks:
                     if isinstance(prepared.block, CellBlock):
                         fitted.append(prepared.block)
                     else:
@@ -233,7 +241,7 @@ class Embedder:
         for text in tally.warnings():
             logger.warning("%s: %s", self.name, text)
         logger.info("%s: embedded %d rows", self.name, tally.rows)
-        return Result(values, names, self.receipt)
+        return Result(values, names, self.receipt, tally.cells.columns())
 
     def tokenize(
         self,
@@ -379,6 +387,7 @@ class Embedder:
             device=self.device,
             default_batch_tokens=self._batch_tokens,
             default_seed=self._seed,
+            orthologs=reads_orthologs(self._options),
             level=level,
             **given,
         )
@@ -389,37 +398,27 @@ class Embedder:
         """Find out which columns of a matrix feed which genes, and say what the user should know of it."""
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
-        match = adapter.gene_matcher(request.species, identifier_columns(matrix.var, request.gene_ids))
-        requires = self.entry.requires
-        column, genes = choose_gene_ids(
+        matched = match_genes(
             matrix.var,
-            match,
-            column=request.gene_ids,
-            preferred=adapter.gene_columns,
+            adapter,
             model=self.name,
-            symbols_of=requires.species if "symbol" in (requires.ids or "") else (),
+            known_species=known_species(self.entry, adapter),
+            options=self._options,
+            gene_ids=request.gene_ids,
+            species=request.species,
+            obs=cells.obs,
+            totals=matrix.column_totals,
         )
-        if matrix.by_order and genes.n_summed:
-            msg = f"{genes.n_summed} columns would be added to others of the same gene, which is right for raw counts only,"
-            msg += f" but {matrix.name} holds none; leave one column for each gene, or pass raw counts"
-            raise CountsError(msg)
+        genes = matched.genes
         if matrix.by_order and genes.n_summed:
             msg = f"{genes.n_summed} columns would be added to others of the same gene, which is right for raw counts only,"
             msg += f" but {matrix.name} holds none; leave one column for each gene, or pass raw counts"
             raise CountsError(msg)
         if request.dataset_dependent:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
-        for note in genes.notes:
+        for note in matched.notes:
             logger.warning("%s: %s", self.name, note)
-        facts = {
-            "counts_from": matrix.name,
-            **matrix.facts,
-            "gene_ids": column,
-            "genes": matrix.shape[1],
-            "genes_used": genes.n_matched,
-            "genes_summed": genes.n_summed,
-            **genes.facts,
-        }
+        facts = {"counts_from": matrix.name, **matrix.facts, **matched.facts, **genes.facts, "genes_used": genes.n_matched}
         return GeneMatch(genes, facts, matrix)
 
     def prepare_cells(self, block: CellBlock, match: GeneMatch | None, request: Request) -> Prepared:
@@ -427,7 +426,10 @@ class Embedder:
         names = block.obs.index.astype(str).tolist()
         adapter = self.adapter
         if match is None or not isinstance(adapter, CellAdapter):
-            return Prepared(block, names, Tally(rows=len(names)))
+            tally = Tally(rows=len(names))
+            totals = row_sums(block.counts)
+            tally.cells.add(row_sums((block.counts != 0).tocsr()), totals, totals, np.zeros(len(names), bool))
+            return Prepared(block, names, tally)
         tally = Tally(facts=dict(match.facts))
         known = match.genes.apply(block.counts)
         tokens = adapter.tokenize(known, match.genes, block.obs, request.seed)
@@ -435,9 +437,13 @@ class Embedder:
             msg = f"cell {names[int(np.argmax(tokens.cut > 0))]!r} has more genes than fit, and which are kept depends on the raw counts,"
             msg += f" but {match.matrix.name} holds none; pass raw counts, or raise the longest input that the model's options allow"
             raise CountsError(msg)
+        used, all_counts = row_sums(known), None
         if adapter.values != "log values" and not match.matrix.by_order:  # a share of logarithms says nothing
-            tally.counts += float(block.counts.data.sum(dtype=np.float64))
-            tally.counts_used += float(known.data.sum(dtype=np.float64))
+            all_counts = row_sums(block.counts)
+            tally.counts, tally.counts_used = float(all_counts.sum()), float(used.sum())
+        seen = np.ones(len(names))
+        seen[empty_inputs(tokens, len(names))] = 0
+        tally.cells.add(seen * np.diff(known.indptr), all_counts, seen * used, cut_inputs(tokens, len(names)))
         self._count(tokens, names, request, tally)
         return Prepared(TokenBlock(tokens, names), names, tally)
 
@@ -499,9 +505,8 @@ class Embedder:
             raise InputError(msg)
         tally.rows += len(names)
         tally.empty += len(empty)
-        if tokens.cut is not None:
-            cut = np.flatnonzero(tokens.cut)
-            tally.truncated += len(cut) if tokens.rows is None else len(np.unique(tokens.rows[cut]))
+        tally.truncated += int(cut_inputs(tokens, len(names)).sum())
+        tally.tokens_cut += 0 if tokens.cut is None else int(tokens.cut.sum())
 
     def _check_tokens(self, tokens: Tokens) -> None:
         adapter = self._token_adapter()
@@ -538,7 +543,7 @@ class Embedder:
         def forward(batch: Any) -> torch.Tensor:
             if pooling is None:
                 return adapter.token_vectors(batch, request.output_layer)
-            return adapter.pool(adapter.network(batch, request.output_layer), batch, pooling)
+            return adapter.row_vectors(batch, request.output_layer, pooling)
 
         values = run_network(
             forward,
@@ -548,6 +553,8 @@ class Embedder:
             out_lengths=adapter.token_rows(block.tokens).lengths if pooling is None else None,
             device=self.device,
             batch_tokens=request.batch_tokens,
+            first_only=adapter.reads_first_only(pooling),
+            budget=self._budget,
             on_batch=lambda rows: advance(rows * inputs_per_row),
         )
         advance(np.count_nonzero(block.tokens.lengths == 0) * inputs_per_row)  # empty rows are in no batch
@@ -555,7 +562,7 @@ class Embedder:
             expected = np.ones(len(values), bool) if request.per_token else block.tokens.lengths > 0
             if not np.isfinite(values[expected]).all():
                 logger.warning("%s overflows in float16; computing in bfloat16 from here on", self.name)
-                self.dtype, self._guard_overflow = torch.bfloat16, False
+                self.dtype, self._guard_overflow, self._budget = torch.bfloat16, False, TokenBudget()
                 # From the files: a weight that overflowed is lost in float16.
                 self.adapter = type(adapter).load(self.files, self._options, self.device, self.dtype)
                 return self._embed_block(block, request)  # the bar has moved already
@@ -568,7 +575,7 @@ class Embedder:
         """Apply a model that is fitted to the whole data set, all blocks of it."""
         assert isinstance(self.adapter, CellFeatures)
         counts = sp.csr_matrix(sp.vstack([block.counts for block in blocks], format="csr"))
-        usable = np.asarray(counts.sum(axis=1)).ravel() > 0
+        usable = row_sums(counts) > 0
         if not usable.any():
             msg = "every cell is empty; there is nothing to embed"
             raise InputError(msg)
@@ -616,7 +623,7 @@ class Embedder:
                 "pooling": request.pooling or "none",
                 "normalize": request.normalize,
                 "output_layer": request.output_layer,
-                "attention": BACKEND,
+                "attention": self._attention(),
                 "weights_sha256": self._weights_sha256(),
             }
         if self.modality == "sequence":
@@ -631,6 +638,10 @@ class Embedder:
 
     def _receipt(self, request: Request, tally: Tally) -> Receipt:
         return self.receipt_of(request) | tally.receipt() | versions()
+
+    def _attention(self) -> str:
+        encoders = [module for module in self._token_adapter().network.modules() if isinstance(module, Encoder)]
+        return encoders[0].attention_backend() if encoders else "the network's own"
 
     def _weights_sha256(self) -> str:
         weights = [path for name, path in self.files.used.items() if path.suffix in WEIGHT_SUFFIXES or name.endswith(".index.json")]

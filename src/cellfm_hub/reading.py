@@ -11,6 +11,7 @@ from cellfm_hub.adapter import CellAdapter, CellFeatures
 from cellfm_hub.blocks import TokenBlock
 from cellfm_hub.errors import InputError
 from cellfm_hub.genes import GeneMap
+from cellfm_hub.genes.species import OBS_COLUMNS
 from cellfm_hub.receipt import Tally
 from cellfm_hub.request import Request
 from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, MatrixValues, count_blocks, find_counts, open_cells
@@ -170,6 +171,7 @@ def open_input(data: Any, tasks: Sequence[Task]) -> Iterator[Input]:
     model = tasks[0].model
     if model.modality == "cell":
         columns = {column for task in tasks if isinstance(task.model.adapter, CellAdapter) for column in task.model.adapter.obs_columns}
+        columns |= set(OBS_COLUMNS)
         with open_cells(data, tuple(sorted(columns)), model.name) as cells:
             yield CellInput(cells, tasks)
     else:

@@ -102,6 +102,9 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
     copied as bytes, never read. ``.zarr``: an AnnData store with ``obs``, ``obsm`` and ``uns``. ``.parquet``: one column per
     dimension, rows named, the receipt in the schema's metadata. ``.npy``: the array, beside it ``.ids.txt`` and ``.receipt.json``.
 
+    What the models saw of each cell, where that was asked for, goes to ``obs``, named by the key; into ``.parquet`` behind the dimensions;
+    beside an ``.npy`` into ``.qc.parquet``.
+
     What each row was made from (see :mod:`cellfm_hub.jobs.content`) is kept in ``uns["cellfm_rows"]``, the metadata, or ``.rows.npz``.
 
     Parameters
@@ -184,6 +187,12 @@ def _add_to_h5ad(file: h5py.File, result: "Finished") -> None:
         write_elem(file, f"uns/cellfm/{model.key}", model.receipt)
         if about := _rows_of(result, place):
             write_elem(file, f"uns/cellfm_rows/{model.key}", about)
+    columns, obs = result.qc_columns(), file["obs"]
+    for name, column in columns.items():
+        write_elem(obs, name, column)
+    if columns:
+        order = list(dict.fromkeys([*obs.attrs["column-order"], *columns]))
+        obs.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
 
 
 def _write_zarr(growing: Path, source: Path, result: "Finished") -> None:
@@ -228,8 +237,9 @@ def _annotation(source: Path, result: "Finished") -> Any:
 
     if source.suffix in (".h5ad", ".zarr", ".h5mu", ".loom"):
         with open_cells(source, None, "the result") as cells:
-            return AnnData(obs=cells.obs)
-    return AnnData(obs=pd.DataFrame(index=pd.Index([name for names in result.names() for name in names], name="id")))
+            return AnnData(obs=cells.obs.assign(**result.qc_columns()))
+    names = pd.Index([name for names in result.names() for name in names], name="id")
+    return AnnData(obs=pd.DataFrame(result.qc_columns(), index=names))
 
 
 def _rows_of(result: "Finished", place: int) -> dict[str, Any] | None:
@@ -261,13 +271,18 @@ def _vector_tables(result: "Finished") -> Iterator[Any]:
     import pyarrow as pa
 
     columns = [str(i) for i in range(result.models[0].width)]
+    start, qc = 0, result.qc_columns()
     for names, vectors in zip(result.names(), result.vectors(0), strict=True):
-        yield pa.Table.from_pandas(pd.DataFrame(vectors, index=pd.Index(names, name="id"), columns=columns))
+        frame = pd.DataFrame(vectors, index=pd.Index(names, name="id"), columns=columns)
+        yield pa.Table.from_pandas(frame.assign(**{name: column[start : start + len(names)] for name, column in qc.items()}))
+        start += len(names)
 
 
 def _write_npy(growing: Path, out: Path, result: "Finished") -> None:
     model = result.models[0]
-    beside: Mapping[str, Path] = {suffix: growing.with_suffix(suffix) for suffix in (".ids.txt", ".receipt.json", ".rows.npz")}
+    beside: Mapping[str, Path] = {
+        suffix: growing.with_suffix(suffix) for suffix in (".ids.txt", ".receipt.json", ".rows.npz", ".qc.parquet")
+    }
     with beside[".ids.txt"].open("w", encoding="utf-8") as file:
         for names in result.names():
             file.writelines(f"{name}\n" for name in names)
@@ -278,6 +293,10 @@ def _write_npy(growing: Path, out: Path, result: "Finished") -> None:
     else:
         with beside[".rows.npz"].open("wb") as binary:
             np.savez(binary, **about)
+    out.with_suffix(".qc.parquet").unlink(missing_ok=True)
+    if columns := result.qc_columns():
+        index = pd.Index([name for names in result.names() for name in names], name="id")
+        pd.DataFrame(columns, index=index).to_parquet(beside[".qc.parquet"])
     with growing.open("wb") as binary:
         header = {"descr": "<f4", "fortran_order": False, "shape": (result.rows, model.width)}
         np.lib.format.write_array_header_1_0(binary, header)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cellfm_hub.blocks import Vectors
 from cellfm_hub.jobs import parts as files
 from cellfm_hub.jobs.content import Content
 from cellfm_hub.jobs.journal import Part
+from cellfm_hub.qc import CellQuality
 from cellfm_hub.receipt import Receipt, Tally
 
 SLICE = 8192
@@ -44,6 +46,8 @@ class Finished:
     def __init__(self, header: Mapping[str, Any], parts: Sequence[tuple[Path, Part]], fitted: Mapping[int, tuple[Path, Part]]) -> None:
         self._parts, self._fitted = list(parts), dict(fitted)
         self.per_token: bool = header["per_token"]
+        self.qc: bool = header["qc"]
+        """Whether what the models saw of each cell is to be written too."""
         self.models = [self._model(header, i) for i in range(len(header["models"]))]
 
     def _model(self, header: Mapping[str, Any], place: int) -> Model:
@@ -52,6 +56,7 @@ class Finished:
         tally, at = Tally(), 0 if place in self._fitted else place
         for part in of_model:
             tally.add(Tally.from_json(part.tallies[at]))
+        tally.cells = self.cells(place)
         precisions = dict.fromkeys(part.precisions[at] for part in of_model)
         receipt = about["receipt"] | {"precision": "+".join(precisions)} | tally.receipt() | header["versions"]
         receipt["input_fingerprint"] = header["input"]["sha256"]
@@ -94,6 +99,17 @@ class Finished:
             return None
         found = [files.read_content(folder / part.file, place) for folder, part in self._parts]
         return None if found[0] is None else np.concatenate([content for content in found if content is not None])
+
+    def cells(self, place: int) -> CellQuality:
+        """Return what a model saw of each cell: nine bytes per row."""
+        found = CellQuality()
+        for folder, part in [self._fitted[place]] if place in self._fitted else self._parts:
+            found.extend(files.read_cells(folder / part.file, 0 if place in self._fitted else place))
+        return found
+
+    def qc_columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns that ``qc`` adds to ``obs``, for all models; none where it was not asked for."""
+        return {f"{model.key}_{name}": column for model in self.models for name, column in model.tally.cells.columns().items() if self.qc}
 
     def tables(self) -> Iterator[Any]:
         """Give one vector per token, as arrow tables."""

@@ -59,6 +59,8 @@ class Spec:
     """Where parts go."""
     update: bool
     """Whether `folder` holds earlier results to take vectors from."""
+    qc: bool
+    """Whether what the models saw of each cell is written too."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class Job:
             yield _Rows(want, read, contents, found)
 
     def _compute(self, rows: _Rows) -> Part:
-        number = rows.wanted.number
+        number, tallies = rows.wanted.number, self._tallies(rows)
         names = [name for block in rows.blocks for name in block[0].names]
         if self.tasks[0].request.per_token:
             file = self.spec.folder / f"part-{number:06d}.parquet"
@@ -175,19 +177,20 @@ class Job:
             file = self.spec.folder / f"part-{number:06d}.npz"
             vectors = [None if task.fitted else self._vectors(i, rows) for i, task in enumerate(self.tasks)]
             contents = [None if of[0] is None else np.concatenate(of) for of in zip(*rows.contents, strict=True)]
-            sha256 = files.write_vectors(file, names, vectors, contents)
+            sha256 = files.write_vectors(file, names, vectors, contents, [tally.cells for tally in tallies])
             widths = [0 if array is None else array.shape[1] for array in vectors]
         if self.collected is not None:
             for i in self.fitted:
                 self.collected.setdefault(i, []).extend(block[i] for block in rows.blocks)
-        return Part(number, file.name, sha256, len(names), rows.digest, self._tallies(rows), widths, self._precisions())
+        told = [tally.as_json() for tally in tallies]
+        return Part(number, file.name, sha256, len(names), rows.digest, told, widths, self._precisions())
 
-    def _tallies(self, rows: _Rows) -> list[dict[str, Any]]:
+    def _tallies(self, rows: _Rows) -> list[Tally]:
         tallies = [Tally() for _ in self.tasks]
         for block in rows.blocks:
             for tally, prepared in zip(tallies, block, strict=True):
                 tally.add(prepared.tally)
-        return [tally.as_json() for tally in tallies]
+        return tallies
 
     def _precisions(self) -> list[str]:
         return [str(task.model.dtype).removeprefix("torch.") for task in self.tasks]
@@ -233,7 +236,7 @@ class Job:
             names = [name for some in prepared for name in some.names]
             vectors = task.model.fit([some.block for some in prepared], task.request, tally)  # type: ignore[misc]
             file = self.spec.folder / f"fitted-{i}.npz"
-            sha256 = files.write_vectors(file, names, [vectors], [None])
+            sha256 = files.write_vectors(file, names, [vectors], [None], [tally.cells])
             yield Part(i, file.name, sha256, len(names), "", [tally.as_json()], [vectors.shape[1]], [self._precisions()[i]])
 
 

@@ -13,6 +13,7 @@ from cellfm_hub.blocks import Vectors
 from cellfm_hub.errors import OutputError
 from cellfm_hub.jobs.content import Content
 from cellfm_hub.jobs.durable import durably
+from cellfm_hub.qc import COLUMNS, CellQuality
 from cellfm_hub.tokens import Ragged
 
 
@@ -32,7 +33,13 @@ def _writing(path: Path) -> Iterator[Path]:
         raise OutputError(msg) from error
 
 
-def write_vectors(path: Path, names: Sequence[str], vectors: Sequence[Vectors | None], contents: Sequence[Content | None]) -> str:
+def write_vectors(
+    path: Path,
+    names: Sequence[str],
+    vectors: Sequence[Vectors | None],
+    contents: Sequence[Content | None],
+    cells: Sequence[CellQuality],
+) -> str:
     """Write one vector per row, of one model or several.
 
     Parameters
@@ -43,6 +50,8 @@ def write_vectors(path: Path, names: Sequence[str], vectors: Sequence[Vectors | 
         Of the rows.
     vectors, contents
         ``(n, d)`` and ``(n, 2)`` of every model in turn; ``None`` where a model has none.
+    cells
+        What every model saw of each cell.
 
     Returns
     -------
@@ -56,6 +65,7 @@ def write_vectors(path: Path, names: Sequence[str], vectors: Sequence[Vectors | 
     arrays: dict[str, Any] = {"names": np.frombuffer(json.dumps(list(names)).encode(), np.uint8)}
     arrays |= {f"vectors_{i}": array for i, array in enumerate(vectors) if array is not None}
     arrays |= {f"content_{i}": array for i, array in enumerate(contents) if array is not None}
+    arrays |= {f"{name}_{i}": column for i, of_model in enumerate(cells) for name, column in of_model.columns().items()}
     with _writing(path) as temporary:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -81,6 +91,14 @@ def read_content(path: Path, model: int) -> Content | None:
     with np.load(path) as content:
         found: Content | None = content.get(f"content_{model}")
     return found
+
+
+def read_cells(path: Path, model: int) -> CellQuality:
+    """Return what a model saw of each cell."""
+    if path.suffix != ".npz":  # one vector per token
+        return CellQuality()
+    with np.load(path) as content:
+        return CellQuality({name: [content[f"{name}_{model}"]] if f"{name}_{model}" in content else [] for name in COLUMNS})
 
 
 class TokenTable:

@@ -60,6 +60,7 @@ class FileOptions(EncodeOptions, total=False):
     checkpoint: str | Path | Mapping[str, str | Path] | None
     revision: str | Mapping[str, str] | None
     options: Mapping[str, Any] | None
+    qc: bool
 
 
 @overload
@@ -100,6 +101,7 @@ def embed_file(
     reverse_complement: Literal["mean"] | None = None,
     genome: str | Path | None = None,
     window: int = WINDOW,
+    qc: bool = False,
 ) -> Summary | list[Summary]:
     """Embed the cells or sequences of a file into another file, in constant memory.
 
@@ -130,6 +132,9 @@ def embed_file(
         See :meth:`Embedder.encode`.
     long, overlap, reverse_complement, genome, window
         The same, for sequences only.
+    qc
+        Cells only: add what the models saw of each to ``obs``, as :func:`embed` does; in ``.parquet`` behind the dimensions, beside an
+        ``.npy`` in ``.qc.parquet``.
     key_added
         Key in ``obsm`` and ``uns["cellfm"]``. Default: ``X_`` and the name of the model as given.
     device
@@ -172,6 +177,9 @@ def embed_file(
     if part_rows is not None and part_rows < 1:
         msg = f"part_rows={part_rows}; expected a positive number of rows"
         raise InputError(msg)
+    if qc and (level not in (None, "cell") or registry().find(names[0]).modality != "cell"):
+        msg = "qc says what a model saw of each cell; leave it out for sequences and for one vector per gene"
+        raise InputError(msg)
     path, out = Path(path), Path(out)
     if not path.exists():
         msg = f"{path} does not exist; give the path of a file with cells or sequences"
@@ -201,6 +209,7 @@ def embed_file(
         part_rows=part_rows or PART_ROWS,
         folder=work_folder(out, shard),
         update=update and out.exists(),
+        qc=qc,
     )
     run = Run(spec, out, resume=resume, overwrite=overwrite, shard=shard, devices=choose_devices(device), progress=progress)
     summaries = run.run(part_rows_given=part_rows is not None)
@@ -217,7 +226,7 @@ def _models(names: Sequence[str], *, several: bool, **per_model: Any) -> tuple[M
         raise InputError(msg)
     found = []
     for name in names:
-        own = {option: _of_model(option, value, name, names, several=several) for option, value in per_model.items()}
+        own = {option: of_model(option, value, name, names, several=several) for option, value in per_model.items()}
         checkpoint = own["checkpoint"]
         found.append(
             ModelSpec(
@@ -235,7 +244,7 @@ def _models(names: Sequence[str], *, several: bool, **per_model: Any) -> tuple[M
     return tuple(found)
 
 
-def _of_model(option: str, value: Any, name: str, names: Sequence[str], *, several: bool) -> Any:
+def of_model(option: str, value: Any, name: str, names: Sequence[str], *, several: bool) -> Any:
     """Return what was given for one of several models."""
     if value is None or not several:
         return value
@@ -348,6 +357,7 @@ class Run:
             "overwrite": self.overwrite or self.spec.update,
             "update": self.spec.update,
             "shard": None if self.shard is None else list(self.shard),
+            "qc": self.spec.qc,
         }
 
     def _complete(self, header: Mapping[str, Any]) -> list[Summary] | None:

@@ -95,6 +95,28 @@ def find_counts(data: CellData, layer: str | None, values: MatrixValues = "count
     raise CountsError(msg)
 
 
+def describe_matrices(data: CellData, layer: str | None) -> dict[str, str]:
+    """Say of each matrix that :func:`find_counts` looks at, in its order, what it holds.
+
+    Raises
+    ------
+    InputError
+        If there is no such layer.
+    """
+    candidates, left_out = _candidates(data, layer, "counts")
+    said = {}
+    for found in (_look(matrix, data, "counts") for matrix in candidates):
+        scaling = found.matrix.scaling
+        said[found.matrix.name] = (
+            scaling.describe()
+            if scaling is not None
+            else "non-negative whole numbers"
+            if found.fits
+            else found.describe().removeprefix(f"{found.matrix.name} holds ")
+        )
+    return said | {text.split(" is ", 1)[0]: text.split(" is ", 1)[1] for text in left_out}
+
+
 def count_blocks(
     data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts", rows: range | None = None
 ) -> Iterator[CellBlock]:
