@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellfm_hub import datasets, errors
+    from cellfm_hub import datasets, errors, pl
     from cellfm_hub._settings import settings
     from cellfm_hub.api import embed, load
     from cellfm_hub.embedder import Embedder
@@ -25,6 +25,7 @@ __all__ = [
     "errors",
     "list_models",
     "load",
+    "pl",
     "settings",
 ]
 
@@ -38,7 +39,7 @@ _HOMES = {
     "Ragged": "cellfm_hub.tokens",
     "Tokens": "cellfm_hub.tokens",
 }
-_MODULES = {"datasets", "errors"}
+_MODULES = {"datasets", "errors", "pl"}
 
 
 def __getattr__(name: str) -> Any:
