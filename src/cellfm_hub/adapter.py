@@ -151,6 +151,9 @@ class CellAdapter(TokenAdapter):
     """Columns of ``obs`` that the tokenizer reads, where they exist."""
     values: MatrixValues = "counts"
     """What the matrix must hold."""
+    order_only: bool = False
+    """Whether the vector of a cell with no more genes than fit depends on nothing but the order of its values, ties included. Values
+    that grow with the counts, such as logarithms, then give the vectors of the counts, and are taken where there are no counts."""
     species: tuple[str, ...] = ()
     """What ``species=`` may be, where the files of the checkpoint decide; otherwise the card does."""
 

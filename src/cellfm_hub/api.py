@@ -159,8 +159,8 @@ def embed(
     Parameters
     ----------
     data
-        An AnnData object; or the path of an ``.h5ad`` file, a list, dict or Series of sequences, or the path of a FASTA, FASTQ, BED or
-        VCF file.
+        An AnnData object; or the path of a file, store or folder of cells, a list, dict or Series of sequences, or the path of a FASTA,
+        FASTQ, BED or VCF file. :meth:`cellfm_hub.Embedder.encode` names the formats.
     model
         Name of a family or checkpoint; ``list_models()`` lists them.
     key_added

@@ -118,7 +118,10 @@ def _main(
 def embed(
     data: Annotated[
         Path,
-        typer.Argument(help="Cells: .h5ad with raw counts, or .csv. Sequences: FASTA, FASTQ, BED or VCF (also .gz).", show_default=False),
+        typer.Argument(
+            help="Cells: .h5ad, .zarr, 10x .h5 or mtx folder, .h5mu, .loom, .csv or .tsv. Sequences: FASTA, FASTQ, BED or VCF (also .gz).",
+            show_default=False,
+        ),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="Family or checkpoint.", autocompletion=_complete_model, show_default=False)],
     out: Annotated[
@@ -171,7 +174,7 @@ def embed(
 
     options = _parse_options(option or [])
     entry = registry().find(model)
-    _require_file(data)
+    _require_data(data, entry.modality)
     key = key_added or f"X_{model.replace('/', '_')}"
     per_token = level in (Level.gene, Level.token, Level.base)
     out = data if in_place else out or _default_output(data, model, ".h5ad" if entry.modality == "cell" and not per_token else ".parquet")
@@ -232,23 +235,27 @@ def embed(
     typer.echo(f"{rows:,} {entry.modality}s x {width} in {seconds:.1f} s -> {where}")
     if "genes_used" in result.receipt:
         receipt = result.receipt
+        share = f"{receipt['counts_used']:.1%} of all counts, " if "counts_used" in receipt else ""  # not of logarithms
         typer.echo(
             f"genes: {receipt['genes_used']:,} of {receipt['genes']:,} known to the model (column {receipt['gene_ids']}), "
-            f"{receipt['counts_used']:.1%} of all counts, from {receipt['counts_from']}"
+            f"{share}from {receipt['counts_from']}"
         )
 
 
-def _require_file(data: Path) -> None:
+def _require_data(data: Path, modality: str) -> None:
     from cellfm_hub.errors import InputError
 
-    if not data.is_file():
+    # Cells may stand in a folder: a .zarr store, or matrix.mtx and its tables.
+    if not data.exists() or (data.is_dir() and modality != "cell"):
         what = "is a folder" if data.is_dir() else "does not exist"
         message = f"{data} {what}; give the path of a file with cells or sequences"
         raise InputError(message)
 
 
 def _default_output(data: Path, model: str, suffix: str) -> Path:
-    stem = data.with_suffix("").stem if data.suffix == ".gz" else data.stem
+    data = data if data.name else data.resolve()
+    stem = data.name.removesuffix(".gz")
+    stem = data.name if data.is_dir() and not stem.endswith(".zarr") else Path(stem).stem
     return data.with_name(f"{stem}.{model.replace('/', '_')}{suffix}")
 
 

@@ -4,9 +4,9 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 
 from cellfm_hub.errors import CountsError
+from cellfm_hub.sources.recovery import recognise
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 def pbmc700() -> "AnnData":
     """Load the 700 blood cells that ship inside scanpy, as raw counts. Needs no network.
 
-    ``scanpy.datasets.pbmc68k_reduced()`` holds log-normalised values. Its counts come back exactly: in ``.raw``, the smallest non-zero
-    ``expm1`` value of each cell is one count, and all others are whole multiples of it.
+    ``scanpy.datasets.pbmc68k_reduced()`` holds log-normalised values, of which the counts are recovered exactly.
 
     Returns
     -------
@@ -35,16 +34,13 @@ def pbmc700() -> "AnnData":
         # The file is in the format of an early anndata.
         warnings.simplefilter("ignore")
         source = sc.datasets.pbmc68k_reduced()
-        values = source.raw.X.tocsr().astype(np.float64)
+        values = source.raw.X.tocsr()
         genes = source.raw.var_names
-    values.data = np.expm1(values.data)
-    one_count = np.minimum.reduceat(values.data, values.indptr[:-1])
-    multiples = values.data / np.repeat(one_count, np.diff(values.indptr))
-    # The file's values are rounded to three decimals.
-    if np.abs(multiples - np.rint(multiples)).max() > 0.25:
-        msg = "scanpy's pbmc68k_reduced is not the known file: its values are not multiples of a smallest one; update cellfm-hub"
+    scaling, _, reason = recognise(values)
+    if scaling is None:
+        msg = f"scanpy's pbmc68k_reduced is not the known file: of its values counts cannot be recovered ({reason}); update cellfm-hub"
         raise CountsError(msg)
-    counts = sp.csr_matrix((np.rint(multiples).astype(np.float32), values.indices, values.indptr), shape=values.shape)
+    counts = scaling.recover(values)[0].astype(np.float32)
     adata = AnnData(counts)
     adata.obs_names, adata.var_names = source.obs_names, genes
     adata.obs["cell_type"] = source.obs["bulk_labels"].to_numpy()

@@ -25,7 +25,7 @@ from cellfm_hub.adapter import (
 from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
 from cellfm_hub.engine.run import run_network
-from cellfm_hub.errors import InputError, SequenceError
+from cellfm_hub.errors import CountsError, InputError, SequenceError
 from cellfm_hub.genes import choose_gene_ids, identifier_columns
 from cellfm_hub.nn.attention import BACKEND
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
@@ -125,17 +125,19 @@ class Embedder:
         Parameters
         ----------
         data
-            Cells: an AnnData object, or the path of an ``.h5ad`` file or of a ``.csv`` table (a row per cell, its name first, a column
-            per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF file, plain or
-            gzipped.
+            Cells: an AnnData object, or the path of an ``.h5ad``, ``.h5mu`` (modality ``rna``), ``.loom`` or 10x ``.h5`` file, of a
+            ``.zarr`` store, of a folder with ``matrix.mtx``, or of a ``.csv``, ``.tsv`` or ``.txt`` table (a row per cell, its name
+            first, a column per gene). Sequences: a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF
+            file, plain or gzipped.
         level
             ``"cell"`` or ``"sequence"`` (default): one vector per input. ``"gene"`` or ``"token"``: one per token of each input.
             ``"base"``: one per base of each sequence, that of the token which covers it; a base in two windows gets the mean of both,
             one that was cut off NaN. ``"variant"``: of each variant of a VCF file, the vector of the alternative window minus that of
             the reference; otherwise both are sequences of their own, ``name/ref`` and ``name/alt``.
         layer
-            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, ``X``, ``raw`` that
-            holds counts.
+            Cells: the layer with raw counts, or ``"X"`` or ``"raw"``. Default: the first of ``layers["counts"]``, other layers, ``raw``
+            and ``X`` that holds non-negative whole numbers; layers of RNA velocity are left out. Where none does, the counts are
+            recovered from the first that holds (log-)normalised counts, and that is said.
         gene_ids
             Cells: the column of ``var`` with the gene identifiers, or ``"index"``. Default: the one that matches most genes.
         species
@@ -400,7 +402,7 @@ class Embedder:
     def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
-        matrix = find_counts(cells, request.layer, adapter.values)
+        matrix = find_counts(cells, request.layer, adapter.values, order_only=adapter.order_only)
         match = adapter.gene_matcher(request.species, identifier_columns(matrix.var, request.gene_ids))
         requires = self.entry.requires
         column, genes = choose_gene_ids(
@@ -411,23 +413,34 @@ class Embedder:
             model=self.name,
             symbols_of=requires.species if "symbol" in (requires.ids or "") else (),
         )
+        if matrix.by_order and genes.n_summed:
+            msg = f"{genes.n_summed} columns would be added to others of the same gene, which is right for raw counts only,"
+            msg += f" but {matrix.name} holds none; leave one column for each gene, or pass raw counts"
+            raise CountsError(msg)
         if request.dataset_dependent:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
         tally.facts |= {
             "counts_from": matrix.name,
+            **matrix.facts,
             "gene_ids": column,
             "genes": matrix.shape[1],
             "genes_used": genes.n_matched,
             "genes_summed": genes.n_summed,
             **genes.facts,
         }
-        for note in genes.notes:
+        for note in (*matrix.notes, *genes.notes):
             logger.warning("%s: %s", self.name, note)
         for block in count_blocks(cells, matrix, values=adapter.values):
             known = genes.apply(block.counts)
             tokens = adapter.tokenize(known, genes, block.obs, request.seed)
             names = block.obs.index.astype(str).tolist()
-            if adapter.values != "log values":  # a share of logarithms says nothing
+            if matrix.by_order and tokens.cut is not None and tokens.cut.any():
+                msg = (
+                    f"cell {names[int(np.argmax(tokens.cut > 0))]!r} has more genes than fit, and which are kept depends on the raw counts,"
+                )
+                msg += f" but {matrix.name} holds none; pass raw counts, or raise the longest input that the model's options allow"
+                raise CountsError(msg)
+            if adapter.values != "log values" and not matrix.by_order:  # a share of logarithms says nothing
                 tally.counts += float(block.counts.data.sum(dtype=np.float64))
                 tally.counts_used += float(known.data.sum(dtype=np.float64))
             self._count(tokens, names, request, tally)
@@ -549,7 +562,9 @@ class Embedder:
                 matrix = find_counts(cells, request.layer)
                 counts = sp.csr_matrix(sp.vstack([block.counts for block in count_blocks(cells, matrix)], format="csr"))
                 names = cells.obs.index.astype(str).tolist()
-            tally.facts |= {"counts_from": matrix.name, "genes": matrix.shape[1]}
+            tally.facts |= {"counts_from": matrix.name, **matrix.facts, "genes": matrix.shape[1]}
+            for note in matrix.notes:
+                logger.warning("%s: %s", self.name, note)
             usable = np.asarray(counts.sum(axis=1)).ravel() > 0
             if not usable.any():
                 msg = f"every cell of {cells.origin} is empty; there is nothing to embed"

@@ -61,6 +61,10 @@ def check_output(out: Path, *, source: Path, key: str, overwrite: bool, per_toke
     if not writable:
         msg = f"{out} cannot be written: no permission there; choose another place with -o"
         raise OutputError(msg)
+    if out.suffix == ".h5ad" and _is_legacy(source):
+        msg = f"{source} was written by an AnnData before 0.7, whose files cannot take a result; choose .zarr, .parquet or .npy with -o,"
+        msg += " or write it anew with anndata.read_h5ad and write_h5ad"
+        raise OutputError(msg)
     if _same_file(out, source):
         if out.suffix != ".h5ad":
             msg = f"{out} is the input; only an .h5ad file can take the result in place, choose another name with -o"
@@ -115,6 +119,13 @@ def write(out: Path, *, source: Path, key: str, names: list[str], values: Vector
         raise OutputError(msg) from error
 
 
+def _is_legacy(source: Path) -> bool:
+    if source.suffix != ".h5ad" or not h5py.is_hdf5(source):
+        return False
+    with h5py.File(source, "r") as file:
+        return isinstance(file.get("obs"), h5py.Dataset)
+
+
 def _same_file(out: Path, source: Path) -> bool:
     return out.exists() and source.exists() and out.samefile(source)
 
@@ -156,13 +167,13 @@ def _add_to_h5ad(file: h5py.File, key: str, values: Vectors, receipt: Receipt) -
 def _anndata(source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt) -> Any:
     """Make an AnnData object of the result alone, with the annotation of the rows."""
     from anndata import AnnData
-    from anndata.io import read_elem
 
-    if source.suffix == ".h5ad":
-        with h5py.File(source, "r") as file:
-            obs = read_elem(file["obs"])
-    else:
-        obs = pd.DataFrame(index=pd.Index(names, name="id"))
+    from cellfm_hub.sources.cells import open_cells
+
+    obs = pd.DataFrame(index=pd.Index(names, name="id"))
+    if source.suffix in (".h5ad", ".zarr", ".h5mu", ".loom"):
+        with open_cells(source, None, "the result") as cells:
+            obs = cells.obs
     return AnnData(obs=obs, obsm={key: values}, uns={"cellfm": {key: receipt}})
 
 

@@ -56,6 +56,8 @@ class ScGPTAdapter(CellAdapter):
 
         adapter = cls()
         adapter.network = load_network(lambda: ScGPT(config), tensors, layout(config), origin=files.origin, device=device, dtype=dtype)
+        # The other policy draws from the counts themselves.
+        adapter.order_only = options.ties == "upper"
         adapter.tokenizer = Tokenizer(vocabulary, config.pad_value, options.max_length, options.ties)
         adapter.layers = config.nlayers
         adapter.embedding_dim = config.embsize
