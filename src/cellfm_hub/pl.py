@@ -23,13 +23,12 @@ MAX_CELLS = 100_000
 FEWEST = 15
 """Cells that a UMAP needs to mean anything."""
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-"""Eight colours that people with any colour vision tell apart (Okabe & Ito 2008)."""
-FIFTEEN = (
-    *("#68023F", "#008169", "#EF0096", "#00DCB5", "#FFCFE2", "#003C86", "#9400E6", "#009FFA"),
-    *("#FF71FD", "#7CFFFA", "#6A0213", "#008607", "#F60239", "#00E307", "#FFDC3D"),
+COLORS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"),
+    *("#8800FF", "#663311", "#112288", "#AAEE99", "#554455", "#BB55FF"),
 )
-"""Fifteen of them (Krzywinski's palette for colour blindness). A test simulates the deficiencies and measures the distances."""
+"""Colours that people with any colour vision tell apart: the eight of Okabe & Ito (2008), and six that lie farthest from them and from each
+other. A test simulates the deficiencies and measures the distances."""
 MARKERS = ("o", "^", "s", "D", "v")
 """With more categories than colours, shape tells apart what shares a colour."""
 MISSING = "#D9D9D9"
@@ -118,7 +117,7 @@ def umap(
     for axis, (key, points) in zip(axes, panels.items(), strict=True):
         drawn = order[~np.isnan(points[order, 0])]
         if values is None:
-            axis.scatter(*points[drawn].T, s=size, c=OKABE_ITO[0], linewidths=0, rasterized=True)
+            axis.scatter(*points[drawn].T, s=size, c=COLORS[0], linewidths=0, rasterized=True)
         elif is_scale:
             numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
             known = drawn[~np.isnan(numbers[drawn])]
@@ -246,7 +245,7 @@ class _Categories:
         labels = values.astype("category").cat.remove_unused_categories()
         codes = labels.cat.codes.to_numpy(dtype=np.int64)
         names = [str(name) for name in labels.cat.categories]
-        room = len(FIFTEEN) * len(MARKERS)
+        room = len(COLORS) * len(MARKERS)
         missing = bool((codes < 0).any())
         if len(names) <= room:
             return cls(codes, tuple(names), 0, missing)
@@ -257,8 +256,7 @@ class _Categories:
 
     def look(self, code: int) -> tuple[str, str]:
         """Return colour and marker."""
-        palette = OKABE_ITO if len(self.names) <= len(OKABE_ITO) else FIFTEEN
-        return palette[code % len(palette)], MARKERS[code // len(palette)]
+        return COLORS[code % len(COLORS)], MARKERS[code // len(COLORS)]
 
 
 def _draw_categories(axis: "Axes", points: NDArray[np.float32], drawn: NDArray[np.int64], labels: _Categories, size: float) -> None:

@@ -22,6 +22,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, svds
 
 import cellfm_hub as cf
 from cellfm_hub.adapter import CellAdapter
@@ -57,7 +58,7 @@ CONFIG: dict[str, Any] = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-SCHEDULE = Schedule(steps=4000, peak_rate=3e-3, warmup=200, mask_share=(0.15, 0.5), layer=CONFIG["num_hidden_layers"])
+SCHEDULE = Schedule(steps=1500, peak_rate=1e-3, warmup=100, mask_share=(0.15, 0.5), layer=CONFIG["num_hidden_layers"])
 
 MIN_CELLS = 30
 """A gene that fewer training cells express has nothing to learn from."""
@@ -70,6 +71,8 @@ SHORTEST = 16
 DEPTH = (0.3, 1.0)
 """Range of the share of a cell's molecules that thinning keeps."""
 HELD_OUT = 0.05
+OFFSET_KEY = "bert.embeddings.token_type_embeddings.weight"
+OFFSET_SCALE, WORD_SCALE = 0.3, 0.1
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,26 @@ def write_dictionaries(folder: Path, ids: NDArray[np.str_], values: NDArray[np.f
     (folder / "aliases.tsv").write_text("\n".join(["alias\tensembl_id", *(f"{a}\t{g}" for a, g in pairs)]) + "\n", encoding="utf-8")
 
 
+def gene_vectors(counts: sp.csr_matrix, width: int) -> NDArray[np.float32]:
+    """Return ``(g, width)``: right singular vectors of which genes are seen together, from which the gene embeddings start.
+
+    A cell's row is each gene's presence over the number of genes seen; columns are centred and divided by the spread of the presence.
+    """
+    seen = (counts > 0).astype(np.float64)
+    share = np.asarray(seen.mean(axis=0)).ravel()
+    spread = np.sqrt(share * (1 - share)) + 0.03
+    rows = sp.diags(1000 / np.asarray(seen.sum(axis=1)).ravel()) @ seen @ sp.diags(1 / spread)
+    mean = np.asarray(rows.mean(axis=0)).ravel()
+    centred = LinearOperator(
+        rows.shape,
+        matvec=lambda v: rows @ v.ravel() - mean @ v.ravel(),
+        rmatvec=lambda u: rows.T @ u.ravel() - mean * u.sum(),
+        dtype=np.float64,
+    )
+    vectors = svds(centred, k=width, random_state=0)[2].T / spread[:, None]
+    return (vectors / vectors.std(axis=0)).astype(np.float32)
+
+
 class Batches:
     """Draws thinned cells seen through random panels; :meth:`draw` gives all steps that one panel makes."""
 
@@ -203,6 +226,9 @@ def main() -> None:
     begin = random_tensors(layout, given.seed)
     # The head starts from how often each gene is seen.
     begin[BERT_HEAD.bias][len(SPECIAL) :] = torch.from_numpy(np.log(np.asarray((counts > 0).mean(axis=0)).ravel())).float()
+    # Genes start from co-expression, on top of an offset that all share: without it, the first LayerNorm would make all equally long.
+    begin[BERT_HEAD.words][len(SPECIAL) :] = WORD_SCALE * torch.from_numpy(gene_vectors(counts, config["hidden_size"]))
+    begin[OFFSET_KEY][0] = OFFSET_SCALE * torch.randn(config["hidden_size"], generator=torch.Generator().manual_seed(given.seed))
     write_checkpoint(given.out, config, begin)
     if given.steps == 0:
         return

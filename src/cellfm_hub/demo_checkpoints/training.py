@@ -122,6 +122,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Te
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     halves = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in sorted(tensors.items())}
     save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # readable by all, as every other file of a package
 
 
 def trained_tensors(network: nn.Module, head: Head, keys: HeadKeys, layout: Layout, begin: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,7 +173,9 @@ class Masking:
     """Never hidden, never asked for."""
 
 
-def masked_loss(network: nn.Module, head: Head, step: Step, *, layer: int, masking: Masking, share: float, rng: np.random.Generator) -> Tensor:
+def masked_loss(
+    network: nn.Module, head: Head, step: Step, *, layer: int, masking: Masking, share: float, rng: np.random.Generator
+) -> Tensor:
     """Return the cross-entropy of masked tokens, asked for in two ways.
 
     Each from the state of its own place, as BERT does; and all those of a row from the mean state of what was left visible, which is what
@@ -219,7 +222,9 @@ def train(
     unique = {id(parameter): (name, parameter) for name, parameter in named}
     decayed = [p for _, p in unique.values() if p.ndim > 1]
     plain = [p for _, p in unique.values() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=0.0, betas=(0.9, 0.98)
+    )
     rng = np.random.default_rng(seed)
     curve: list[dict[str, float]] = []
     recent: list[float] = []
@@ -248,7 +253,7 @@ def train(
         nn.utils.clip_grad_norm_([*decayed, *plain], 1.0)
         optimizer.step()
         recent.append(loss.item())
-        if (step + 1) % every == 0:
+        if (step + 1) % every == 0 or step + 1 == schedule.steps:
             report(step + 1)
     network.requires_grad_(requires_grad=False).eval()
     return curve
