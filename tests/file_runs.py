@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+import cellfm_hub as cf
 from golden_cases import PORTABLE
 
 SCGPT = PORTABLE / "scgpt-basic"
@@ -18,6 +19,11 @@ NT = PORTABLE / "nt-v2-basic"
 CELLS: dict[str, Any] = {"checkpoint": str(SCGPT / "checkpoint"), "device": "cpu", "precision": "float32", "progress": False}
 DNA: dict[str, Any] = {"checkpoint": str(NT / "checkpoint"), "device": "cpu", "precision": "float32", "progress": False}
 """Options of `embed_file` for the two models."""
+
+
+def loaded(model: str, options: dict[str, Any]) -> cf.Embedder:
+    """Load a model by options of `embed_file`."""
+    return cf.load(model, **{name: value for name, value in options.items() if name != "progress"})
 
 
 def write_cells(path: Path, rows: int, seed: int = 0) -> Path:

@@ -121,7 +121,7 @@ def main() -> None:
                 except (OSError, KeyError):
                     assert (work_folder(out) / "redo.npz").exists()
                     seen["unreadable"] += 1
-    print(json.dumps(seen))
+    print(json.dumps(seen))  # noqa: T201
 
 
 if __name__ == "__main__":

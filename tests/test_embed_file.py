@@ -10,17 +10,12 @@ import pytest
 
 import cellfm_hub as cf
 from cellfm_hub.blocks import cut_by_tokens, select_inputs
-from cellfm_hub.embedder import Embedder
 from cellfm_hub.errors import InputError, OutputError
 from cellfm_hub.jobs import job, parts
 from cellfm_hub.jobs.content import token_content
 from cellfm_hub.reading import Task, open_input
 from cellfm_hub.sources.matrix import Matrix
-from file_runs import CELLS, DNA, everything, receipt, vectors, write_cells, write_fasta
-
-
-def loaded(model: str, options: dict[str, Any]) -> Embedder:
-    return cf.load(model, **{name: value for name, value in options.items() if name != "progress"})
+from file_runs import CELLS, DNA, everything, loaded, receipt, vectors, write_cells, write_fasta
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr", ".parquet", ".npy", "in place"])

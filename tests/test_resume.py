@@ -59,7 +59,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def left(out: Path) -> list[str]:
-    return sorted(path.name for path in work_folder(out).glob("part-*"))
+    return sorted(path.name for path in work_folder(out).glob("part-??????.*") if path.suffix != ".tmp")
 
 
 # Killed
@@ -180,11 +180,11 @@ def test_interrupt_leaves_finished_parts(cells: Path, tmp_path: Path, monkeypatc
     cf.embed_file(cells, "scgpt", out=tmp_path / "reference.npy", **options)
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt, match="16 rows are finished.*--resume"):
+        with pytest.raises(KeyboardInterrupt, match=r"16 rows are finished.*--resume"):
             cf.embed_file(cells, "scgpt", out=out, **options)
     assert left(out) == ["part-000000.npz", "part-000001.npz"]
     assert not out.exists()
-    with pytest.raises(OutputError, match="16 finished rows.*--resume.*--overwrite"):
+    with pytest.raises(OutputError, match=r"16 finished rows.*--resume.*--overwrite"):
         cf.embed_file(cells, "scgpt", out=out, **options)
     numbers = computed(monkeypatch)
     done = cf.embed_file(cells, "scgpt", out=out, resume=True, **CELLS)
@@ -328,10 +328,6 @@ def test_a_large_file_that_was_touched_is_compared(cells: Path, tmp_path: Path, 
 # Faults
 
 
-class Damaged(Exception):
-    pass
-
-
 def raise_at_row(monkeypatch: pytest.MonkeyPatch, row: int, error: Exception) -> None:
     """Make reading fail at a row."""
     original = Matrix.rows
@@ -349,7 +345,7 @@ def test_reader_raises_at_a_row(cells: Path, tmp_path: Path, monkeypatch: pytest
     cf.embed_file(cells, "scgpt", out=tmp_path / "reference.npy", part_rows=8, **CELLS)
     with monkeypatch.context() as patch:
         raise_at_row(patch, 20, InputError(f"{cells} cannot be read"))
-        with pytest.raises(InputError, match="cannot be read.*16 rows are finished.*--resume") as caught:
+        with pytest.raises(InputError, match=r"cannot be read.*16 rows are finished.*--resume") as caught:
             cf.embed_file(cells, "scgpt", out=out, part_rows=8, **CELLS)
     assert "\n" not in str(caught.value)
     assert len(left(out)) == 2
@@ -368,7 +364,7 @@ def test_a_mended_file_goes_on(cells: Path, tmp_path: Path, monkeypatch: pytest.
     broken.write_h5ad(cells)
     monkeypatch.setattr("cellfm_hub.sources.counts._SAMPLE_WINDOWS", 2)
     monkeypatch.setattr("cellfm_hub.sources.counts._SAMPLE_ROWS", 8)
-    with pytest.raises(CountsError, match="negative.*16 rows are finished"):
+    with pytest.raises(CountsError, match=r"negative.*16 rows are finished"):
         cf.embed_file(cells, "scgpt", out=out, part_rows=8, **CELLS)
     cells.write_bytes(good)
     numbers = computed(monkeypatch)
@@ -411,7 +407,7 @@ def test_input_changed_under_way(cells: Path, tmp_path: Path, monkeypatch: pytes
         return original(self, rows)
 
     monkeypatch.setattr(Job, "_compute", compute)
-    with pytest.raises(InputError, match="was changed or taken away.*16 rows are finished"):
+    with pytest.raises(InputError, match=r"was changed or taken away.*16 rows are finished"):
         cf.embed_file(cells, "scgpt", out=out, part_rows=8, **CELLS)
 
 
@@ -498,7 +494,7 @@ def test_file_open_elsewhere_is_refused(cells: Path, tmp_path: Path) -> None:
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     try:
-        with pytest.raises(OutputError, match="another program has it open.*--resume"):
+        with pytest.raises(OutputError, match=r"another program has it open.*--resume"):
             cf.embed_file(cells, "scgpt", out=cells, **CELLS)
     finally:
         other.kill()

@@ -11,7 +11,7 @@ import pytest
 import cellfm_hub as cf
 from cellfm_hub.errors import InputError, OutputError
 from cellfm_hub.jobs.job import Job
-from file_runs import CELLS, DNA, everything, vectors, write_cells, write_fasta
+from file_runs import CELLS, DNA, everything, loaded, vectors, write_cells, write_fasta
 
 
 def embed_shards(data: Path, model: str, out: Path, n: int, options: dict[str, Any]) -> list[cf.Summary]:
@@ -36,7 +36,7 @@ def test_merge_restores_the_whole(tmp_path: Path, suffix: str) -> None:
 
 def test_merge_in_place(tmp_path: Path) -> None:
     data = write_cells(tmp_path / "cells.h5ad", 18)
-    expected = cf.load("scgpt", **{k: v for k, v in CELLS.items() if k != "progress"}).encode(data)
+    expected = loaded("scgpt", CELLS).encode(data)
     embed_shards(data, "scgpt", data, 2, CELLS)
     cf.merge(data, keep=True)
     np.testing.assert_allclose(vectors(data, "X_scgpt"), expected, atol=2e-6, rtol=0)
@@ -67,7 +67,7 @@ def test_shard_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         cf.embed_file(data, "scgpt", out=out, shard=(1, 2), part_rows=4, **CELLS)
     cf.embed_file(data, "scgpt", out=out, shard=(2, 2), part_rows=4, **CELLS)
-    with pytest.raises(OutputError, match="not finished.*--shard 1/2 --resume"):
+    with pytest.raises(OutputError, match=r"not finished.*--shard 1/2 --resume"):
         cf.merge(out)
     with pytest.raises(OutputError, match="4 finished rows"):
         cf.embed_file(data, "scgpt", out=out, shard=(1, 2), part_rows=4, **CELLS)
@@ -82,7 +82,7 @@ def test_merge_refuses(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no shards of"):
         cf.merge(out)
     cf.embed_file(data, "scgpt", out=out, shard=(1, 2), part_rows=4, **CELLS)
-    with pytest.raises(OutputError, match="1 of 2 shards.*missing: 2/2"):
+    with pytest.raises(OutputError, match=r"1 of 2 shards.*missing: 2/2"):
         cf.merge(out)
     second = tmp_path / "out.h5ad.shard-2-of-2"
     for change, says in (({"pooling": "mean"}, "pooling was 'cls', now 'mean'"), ({"seed": 3}, "seed was 0, now 3")):
@@ -100,7 +100,7 @@ def test_merge_refuses(tmp_path: Path) -> None:
     part = next(second.glob("part-*"))
     good = part.read_bytes()
     part.write_bytes(good[:-1] + b"x")
-    with pytest.raises(OutputError, match="damaged.*--shard 2/2"):
+    with pytest.raises(OutputError, match=r"damaged.*--shard 2/2"):
         cf.merge(out)
     part.write_bytes(good)
     data.rename(tmp_path / "away.h5ad")

@@ -66,7 +66,7 @@ def test_all_are_killed(tmp_path: Path) -> None:
                 os.kill(child.pid or 0, signal.SIGKILL)
 
     when_parts(out, 2, kill)
-    with pytest.raises(DeviceError, match="all worker processes died.*--resume"):
+    with pytest.raises(DeviceError, match=r"all worker processes died.*--resume"):
         cf.embed_file(data, "scgpt", out=out, part_rows=20, **TWO)
     with Journal(work_folder(out)) as journal:
         assert len(journal.parts) >= 2
@@ -132,7 +132,7 @@ def test_what_a_dead_worker_leaves_goes_to_others(monkeypatch: pytest.MonkeyPatc
 
     wanted = [Wanted(i) for i in range(4)]
     dying = Pipe(("next", None), ("next", None))
-    living = Pipe(*[message for part in (2, 3, 0, 1) for message in (("next", None), ("done", Done(wanted[part], None)))], ("next", None))
+    living = Pipe(*[message for part in (0, 1, 2, 3) for message in (("next", None), ("done", Done(wanted[part], None)))], ("next", None))
     team = [workers._Worker("a", None, dying), workers._Worker("b", None, living)]  # type: ignore[arg-type]
     monkeypatch.setattr(workers, "wait", lambda pipes: pipes[:1])
     done = [done.wanted.number for done in workers.Workers(team, {"rows": None}).compute(wanted)]

@@ -106,6 +106,8 @@ class TokenAdapter(Adapter):
 
     network: nn.Module
     """Called as ``network(batch, layer)`` with a :class:`~cellfm_hub.nn.PackedBatch`; returns ``(T, d)``, the state after `layer`."""
+    first_only: ClassVar[bool] = False
+    """Whether the network takes ``first_only=True`` and then returns ``(B, d)``, the states of first tokens alone, for less work."""
     layers: int
     max_tokens: int
     """Longest row, special tokens included."""
@@ -126,6 +128,16 @@ class TokenAdapter(Adapter):
 
     def prepare(self, tokens: Tokens) -> None:
         """Make ready what the network needs for these tokens. Called on the host before they are cut into batches."""
+
+    def reads_first_only(self, pooling: str | None) -> bool:
+        """Whether :meth:`row_vectors` asks the network for first tokens alone."""
+        return self.first_only and pooling == "cls"
+
+    def row_vectors(self, batch: PackedBatch, layer: int, pooling: str) -> Tensor:
+        """Return one vector for each row after `layer`, ``(B, d')``."""
+        if self.reads_first_only(pooling):
+            return self.pool(self.network(batch, layer, first_only=True), batch.first_tokens, pooling)
+        return self.pool(self.network(batch, layer), batch, pooling)
 
     def token_vectors(self, batch: PackedBatch, layer: int) -> Tensor:
         """Return the vectors of single tokens after `layer`, those of :meth:`token_rows`."""

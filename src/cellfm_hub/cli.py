@@ -409,7 +409,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
     from cellfm_hub import settings
     from cellfm_hub.engine.device import choose_batch_tokens, choose_device, choose_dtype, has_amx
-    from cellfm_hub.nn.attention import BACKEND
+    from cellfm_hub.nn.attention import report
     from cellfm_hub.receipt import versions
     from cellfm_hub.registry import list_models
 
@@ -423,7 +423,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         "amx": has_amx(),
         "precision_auto": str(choose_dtype("auto", device, None)).removeprefix("torch."),
         "batch_tokens": choose_batch_tokens(None, device),
-        "attention": BACKEND,
+        **report(device, choose_dtype("auto", device, None)),
         "cache_dir": str(settings.cache_dir),
         "offline": settings.offline,
         "models": len(list_models()),

@@ -24,10 +24,12 @@ from cellfm_hub.adapter import (
 )
 from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
+from cellfm_hub.engine.memory import TokenBudget
+from cellfm_hub.engine.overlap import prefetch
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import CountsError, InputError, SequenceError
 from cellfm_hub.matching import match_genes, reads_orthologs
-from cellfm_hub.nn.attention import BACKEND
+from cellfm_hub.nn.encoder import Encoder
 from cellfm_hub.qc import cut_inputs, row_sums
 from cellfm_hub.reading import GeneMatch, Prepared, Task, open_input
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
@@ -83,6 +85,7 @@ class Embedder:
         self.receipt: Receipt | None = None
         self._options, self._guard_overflow = options, guard_overflow
         self._batch_tokens, self._seed = batch_tokens, seed
+        self._budget = TokenBudget()
 
     def __repr__(self) -> str:
         return f"<Embedder {self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, from {self.files.origin}>"
@@ -213,10 +216,11 @@ class Embedder:
 
         with (
             open_input(data, [Task(self, request)]) as source,
+            prefetch(source.blocks()) as blocks,
             progress_bar(self.name, source.rows, show=request.progress) as advance,
         ):
             try:
-                for (prepared,) in source.blocks():
+                for (prepared,) in blocks:
                     if isinstance(prepared.block, CellBlock):
                         fitted.append(prepared.block)
                     else:
@@ -539,7 +543,7 @@ class Embedder:
         def forward(batch: Any) -> torch.Tensor:
             if pooling is None:
                 return adapter.token_vectors(batch, request.output_layer)
-            return adapter.pool(adapter.network(batch, request.output_layer), batch, pooling)
+            return adapter.row_vectors(batch, request.output_layer, pooling)
 
         values = run_network(
             forward,
@@ -549,6 +553,8 @@ class Embedder:
             out_lengths=adapter.token_rows(block.tokens).lengths if pooling is None else None,
             device=self.device,
             batch_tokens=request.batch_tokens,
+            first_only=adapter.reads_first_only(pooling),
+            budget=self._budget,
             on_batch=lambda rows: advance(rows * inputs_per_row),
         )
         advance(np.count_nonzero(block.tokens.lengths == 0) * inputs_per_row)  # empty rows are in no batch
@@ -556,7 +562,7 @@ class Embedder:
             expected = np.ones(len(values), bool) if request.per_token else block.tokens.lengths > 0
             if not np.isfinite(values[expected]).all():
                 logger.warning("%s overflows in float16; computing in bfloat16 from here on", self.name)
-                self.dtype, self._guard_overflow = torch.bfloat16, False
+                self.dtype, self._guard_overflow, self._budget = torch.bfloat16, False, TokenBudget()
                 # From the files: a weight that overflowed is lost in float16.
                 self.adapter = type(adapter).load(self.files, self._options, self.device, self.dtype)
                 return self._embed_block(block, request)  # the bar has moved already
@@ -617,7 +623,7 @@ class Embedder:
                 "pooling": request.pooling or "none",
                 "normalize": request.normalize,
                 "output_layer": request.output_layer,
-                "attention": BACKEND,
+                "attention": self._attention(),
                 "weights_sha256": self._weights_sha256(),
             }
         if self.modality == "sequence":
@@ -632,6 +638,10 @@ class Embedder:
 
     def _receipt(self, request: Request, tally: Tally) -> Receipt:
         return self.receipt_of(request) | tally.receipt() | versions()
+
+    def _attention(self) -> str:
+        encoders = [module for module in self._token_adapter().network.modules() if isinstance(module, Encoder)]
+        return encoders[0].attention_backend() if encoders else "the network's own"
 
     def _weights_sha256(self) -> str:
         weights = [path for name, path in self.files.used.items() if path.suffix in WEIGHT_SUFFIXES or name.endswith(".index.json")]

@@ -2,8 +2,8 @@
 
 ``python tests/benchmarks/memory.py [--rows 50000,200000,1000000] [--out result.json] [--folder /tmp]``
 
-Cells: an uncompressed ``.h5ad`` of resampled rows of pbmc3k (about 6.8 GB for 1,000,000 cells; written in chunks, removed afterwards),
-through scGPT's smallest golden checkpoint with 64 tokens per cell, into ``.zarr``. Sequences: a FASTA file of 100 random bases each, through
+Cells: an uncompressed ``.h5ad`` of resampled rows of pbmc3k (6.9 GB for 1,000,000 cells; written in chunks, removed afterwards), through
+scGPT's smallest golden checkpoint with 64 tokens per cell, into ``.zarr``. Sequences: a FASTA file of 100 random bases each, through
 ``kmer`` (k = 4, 256 numbers each), into ``.parquet``. Each run is a process of its own. What is counted is its largest resident memory
 (``VmHWM``) minus that of the same process when the model was loaded. Needs the founders' folder (``CELLFM_SHARED``).
 """

@@ -34,6 +34,7 @@ class GeneformerAdapter(CellAdapter):
     options = GeneformerOptions
     gene_columns: ClassVar[tuple[str, ...]] = ("ensembl_id",)
     obs_columns: ClassVar[tuple[str, ...]] = ("filter_pass",)
+    first_only = True
     pool_special = False  # "cell" of the original release: the mean over genes
 
     network: Geneformer

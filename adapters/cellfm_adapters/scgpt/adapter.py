@@ -35,6 +35,7 @@ class ScGPTAdapter(CellAdapter):
 
     options = ScGPTOptions
     gene_columns: ClassVar[tuple[str, ...]] = ("feature_name",)
+    first_only = True
     pool_special = False
     unlimited = True  # no positions: the network itself takes rows of any length
 

@@ -54,6 +54,7 @@ class UCEAdapter(CellAdapter):
     """The 4-layer and the 33-layer model."""
 
     options = UCEOptions
+    first_only = True
     poolings = ("cls", "mean", "max")
     tokens_per_cell: ClassVar[int] = 1 + SAMPLE_SIZE + 2 * 24  # human chromosomes
 

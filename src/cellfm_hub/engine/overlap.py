@@ -1,7 +1,7 @@
 """Prepare what comes next while the device computes."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,11 +13,11 @@ AHEAD = 2
 
 
 @contextmanager
-def prefetch(items: Generator[T], ahead: int = AHEAD) -> Iterator[Iterator[T]]:
-    """Run a generator in a thread of its own, `ahead` items before they are asked for.
+def prefetch(items: Iterator[T], ahead: int = AHEAD) -> Iterator[Iterator[T]]:
+    """Run an iterator in a thread of its own, `ahead` items before they are asked for.
 
-    Order stays, and an exception comes at the place where it arose. On leaving, at most the item under way is finished; then the generator
-    is closed and the thread is gone.
+    Order stays, and an exception comes at the place where it arose. On leaving, at most the item under way is finished; then the thread is
+    gone, and the iterator is closed if it is a generator.
 
     Parameters
     ----------
@@ -43,4 +43,4 @@ def prefetch(items: Generator[T], ahead: int = AHEAD) -> Iterator[Iterator[T]]:
         yield stream()
     finally:
         worker.shutdown(cancel_futures=True)
-        items.close()
+        getattr(items, "close", lambda: None)()

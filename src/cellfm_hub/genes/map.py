@@ -8,6 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from cellfm_hub.kernels import select_columns
+
 CountMatrix: TypeAlias = sp.csr_matrix
 """Raw counts, cells × genes."""
 
@@ -60,11 +62,7 @@ class GeneMap:
 
     def apply(self, counts: CountMatrix) -> CountMatrix:
         """Return cells × genes: columns selected, reordered and summed; stored zeros dropped; indices sorted within each row."""
-        target = self._lookup[counts.indices]
-        keep = (target >= 0) & (counts.data != 0)
-        indptr = np.concatenate(([0], np.cumsum(keep)))[counts.indptr]
-        out = sp.csr_matrix((counts.data[keep], target[keep], indptr), shape=(counts.shape[0], len(self.tokens)))
-        if not out.has_sorted_indices:
-            out = out.tocsc().tocsr()  # sorts in linear time, unlike sort_indices
-        out.sum_duplicates()
+        data, indices, indptr = select_columns(counts.data, counts.indices, counts.indptr, self._lookup)
+        out = sp.csr_matrix((data, indices, indptr), shape=(counts.shape[0], len(self.tokens)))
+        out.has_canonical_format = True  # sorted, nothing twice
         return out

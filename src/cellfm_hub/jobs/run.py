@@ -122,7 +122,8 @@ def embed_file(
     overwrite
         Replace `out`, and forget an interrupted run.
     update
-        Take the vectors of rows that did not change from `out`, and compute the others only.
+        Take the vectors of rows that did not change from `out`, and compute the others only. A row did not change if the model sees the
+        same tokens; its name and its place may be others.
     shard
         ``(i, n)``: compute the i-th of n shares, counted from 1, into a folder of its own; :func:`merge` puts them together.
     part_rows
@@ -166,6 +167,9 @@ def embed_file(
     models = _models(names, several=several, key_added=key_added, checkpoint=checkpoint, revision=revision, options=options)
     if update and shard:
         msg = "update takes vectors from a finished result, which a shard has not; leave out one of update and shard"
+        raise InputError(msg)
+    if update and level in ("gene", "token", "base"):
+        msg = f"update takes one vector per row; with level={level!r} there is one per token, leave out update"
         raise InputError(msg)
     if shard is not None and not 1 <= shard[0] <= shard[1]:
         msg = f"shard={shard[0]}/{shard[1]}: shards are counted from 1; expected 1/{shard[1]} to {shard[1]}/{shard[1]}"
