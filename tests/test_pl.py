@@ -160,6 +160,7 @@ def test_colours_are_told_apart(vision: str) -> None:
     assert closest((*pl.COLORS, "#FFFFFF")) > 15
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_files(adata: ad.AnnData, quick: None, tmp_path: Path, suffix: str) -> None:
     """A file gives the same picture as the object, without its matrix being read."""
