@@ -59,7 +59,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def left(out: Path) -> list[str]:
-    return sorted(path.name for path in work_folder(out).glob("part-*"))
+    return sorted(path.name for path in work_folder(out).glob("part-??????.*") if path.suffix != ".tmp")
 
 
 # Killed

@@ -132,7 +132,7 @@ def test_what_a_dead_worker_leaves_goes_to_others(monkeypatch: pytest.MonkeyPatc
 
     wanted = [Wanted(i) for i in range(4)]
     dying = Pipe(("next", None), ("next", None))
-    living = Pipe(*[message for part in (2, 3, 0, 1) for message in (("next", None), ("done", Done(wanted[part], None)))], ("next", None))
+    living = Pipe(*[message for part in (0, 1, 2, 3) for message in (("next", None), ("done", Done(wanted[part], None)))], ("next", None))
     team = [workers._Worker("a", None, dying), workers._Worker("b", None, living)]  # type: ignore[arg-type]
     monkeypatch.setattr(workers, "wait", lambda pipes: pipes[:1])
     done = [done.wanted.number for done in workers.Workers(team, {"rows": None}).compute(wanted)]

@@ -131,7 +131,7 @@ class Job:
             "layer": request.layer,
             "gene_ids": request.gene_ids,
             "species": request.species,
-            "on_empty": request.on_empty,
+            "on_empty": request.on_empty or "nan",
             "batch_tokens": request.batch_tokens,
         }
 

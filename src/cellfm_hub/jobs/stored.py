@@ -98,7 +98,7 @@ def _from_parquet(path: Path, _key: str) -> Stored | None:
 
     with pq.ParquetFile(path) as file:
         metadata, rows = file.schema_arrow.metadata or {}, file.metadata.num_rows
-        columns = [name for name in file.schema_arrow.names if name not in ("id", "position", "token")]
+        columns = [name for name in file.schema_arrow.names if name.isdecimal()]  # the dimensions
     if b"cellfm" not in metadata:
         return None
     about = json.loads(metadata.get(b"cellfm_rows", b"{}"))
