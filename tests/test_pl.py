@@ -144,7 +144,7 @@ def test_points_shrink_with_their_number(adata: ad.AnnData, quick: None) -> None
 
 @pytest.mark.parametrize("vision", LINEAR_RGB_OF)
 def test_colours_are_told_apart(vision: str) -> None:
-    """Any two colours, and each and the grey of missing cells and the white of the page, differ by 15 or more in CIE Lab (matplotlib's own: 4)."""
+    """Any two colours, the grey of missing cells and the white of the page differ by 15 in CIE Lab (matplotlib's own ten: 4)."""
 
     def closest(colors: tuple[str, ...]) -> float:
         rgb = np.array([to_rgb(color) for color in colors])
@@ -195,7 +195,7 @@ def test_too_few_cells(adata: ad.AnnData) -> None:
 
 
 def test_output_is_checked_first(adata: ad.AnnData, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="pictures are written as .png, .pdf or .svg"):
+    with pytest.raises(OutputError, match=r"pictures are written as \.png, \.pdf or \.svg"):
         pl.umap(adata, "X_one", out=tmp_path / "umap.xls")
     with pytest.raises(OutputError, match="does not exist; make it"):
         pl.umap(adata, "X_one", out=tmp_path / "no" / "umap.png")

@@ -161,7 +161,7 @@ def _open(data: "AnnData | str | Path") -> Iterator[_Source]:
         if "obs" not in store:
             msg = f"{path} has no obs, so it holds no cells; pictures are made of .h5ad and .zarr results"
             raise InputError(msg)
-        obsm: Mapping[str, Any] = store["obsm"] if "obsm" in store else {}
+        obsm: Mapping[str, Any] = store.get("obsm", {})
         ours = tuple(store["uns/cellfm"]) if "uns/cellfm" in store else ()
         yield _Source(str(path), read_elem(store["obs"]), tuple(obsm), ours, lambda key: read_elem(obsm[key]))
 

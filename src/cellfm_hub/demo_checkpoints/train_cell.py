@@ -86,6 +86,7 @@ class Genes:
 
     @classmethod
     def read(cls, path: Path) -> "Genes":
+        """Read the table."""
         table = pd.read_csv(path, sep="\t", dtype=str, usecols=["symbol", "prev_symbol", "alias_symbol", "ensembl_gene_id"])
         table = table.dropna(subset=["ensembl_gene_id"]).drop_duplicates("ensembl_gene_id")
         id_of = {symbol.upper(): gene for symbol, gene in zip(table["symbol"], table["ensembl_gene_id"], strict=True)}
