@@ -353,6 +353,20 @@ def test_recovery_from_scanpys_blood_cells() -> None:
     assert list(matrix.var.index) == list(expected.var_names)
 
 
+def test_recovery_from_logarithms_of_counts() -> None:
+    """Without any normalisation."""
+    x = counts(200, 300)
+    matrix, got = take(adata(sp.csr_matrix(np.log1p(x))))
+    assert same(got, x)
+    assert matrix.facts == {"counts_recovered": "log1p of counts, not normalised"}
+
+
+def test_files_joined_from_raw_and_normalised_cells() -> None:
+    x = counts(100, 60)
+    both = sp.csr_matrix(sp.vstack([x[:50], log_normalised(x)[50:]]))
+    assert "cannot be recovered" in refusal(adata(both))
+
+
 def test_counts_go_before_recovery() -> None:
     x = counts()
     data = adata(x, logs=log_normalised(x))
@@ -578,11 +592,10 @@ def test_edges_of_scgpt_never_pass_a_value() -> None:
 
     The highest bin of a value counts the edges at or below it. Other edges lie between two values, a 49th of the way or more.
     """
-    for last in range(1, 61_000):
-        places = last * np.linspace(0, 1, 50)
-        exact = np.arange(50) * last % 49 == 0
-        wanted = np.arange(50) * last // 49
-        assert (places[exact] <= wanted[exact]).all()
-        assert (wanted[exact] - places[exact] < 1e-9).all()
-        inside = places[~exact] % 1
-        assert ((inside > 0.02) & (inside < 0.98)).all()
+    last, edge = np.arange(1, 61_000)[:, None], np.arange(50)  # a vocabulary has 60,697 tokens
+    places, wanted = last * np.linspace(0, 1, 50), last * edge // 49
+    exact = last * edge % 49 == 0
+    assert (places[exact] <= wanted[exact]).all()
+    assert (wanted[exact] - places[exact] < 1e-9).all()
+    inside = places[~exact] % 1
+    assert ((inside > 0.02) & (inside < 0.98)).all()

@@ -12,8 +12,6 @@ import pytest
 import torch
 
 import cellfm_hub as cf
-from cellfm_hub.engine import device as device_module
-from cellfm_hub.engine.device import choose_dtype
 from cellfm_hub.registry import registry
 from golden_cases import PORTABLE
 
@@ -186,21 +184,6 @@ def test_overflow_in_float16_falls_back(tmp_path: Path, adata: ad.AnnData, model
     assert half.receipt is not None
     assert half.receipt["precision"] == "bfloat16"
     assert np.isfinite(vectors[np.isfinite(expected)]).all()
-
-
-def test_precision_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16 is chosen for a CPU only with AMX and a measured fidelity within bounds."""
-    from cellfm_hub.cards import Fidelity
-
-    cpu, good, bad = torch.device("cpu"), Fidelity(cosine_min=1, centred_error_p99=0.01), Fidelity(cosine_min=1, centred_error_p99=0.5)
-    monkeypatch.setattr(device_module, "has_amx", lambda: False)
-    assert choose_dtype("auto", cpu, good) == torch.float32
-    monkeypatch.setattr(device_module, "has_amx", lambda: True)
-    assert choose_dtype("auto", cpu, good) == torch.bfloat16
-    assert choose_dtype("auto", cpu, bad) == torch.float32
-    assert choose_dtype("auto", cpu, None) == torch.float32
-    assert choose_dtype("auto", torch.device("cuda"), None) == torch.float16
-    assert choose_dtype("auto", torch.device("mps"), good) == torch.float32
 
 
 def test_warns_of_what_was_lost(adata: ad.AnnData, model: cf.Embedder, caplog: pytest.LogCaptureFixture) -> None:

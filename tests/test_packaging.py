@@ -66,6 +66,10 @@ def test_nothing_is_missing(built: Built) -> None:
     assert expected - built.in_sdist == set()
     assert {name.partition("/")[2] for name in expected} - built.in_wheel == set()
 
+    genes = {f"genes/data/{name}" for name in ("human.npz", "mouse.npz", "provenance.json", "LICENSE.md")}
+    assert {f"cellfm_hub/{name}" for name in genes} - built.in_wheel == set()
+    assert {f"src/cellfm_hub/{name}" for name in genes} - built.in_sdist == set()
+
     cards = {path.name for path in (ROOT / "model_cards").glob("*.md")}
     assert len(cards) >= 3
     assert {f"model_cards/{card}" for card in cards} - built.in_sdist == set()
@@ -86,7 +90,7 @@ def test_nothing_else_is_inside(built: Built) -> None:
     shipped = {f"cellfm_hub/{path}" for entry in registry().checkpoints.values() if entry.is_shipped for path in entry.checkpoint.files}
     assert shipped <= built.in_wheel
     kinds = {PurePosixPath(name).suffix for name in built.in_wheel - golden - shipped if ".dist-info/" not in name}
-    assert kinds <= {".py", ".md", ".typed"}, kinds
+    assert kinds <= {".py", ".md", ".typed", ".npz", ".json"}, kinds
     assert built.wheel.stat().st_size < 8_000_000
     # The sdist carries the golden cases of the tests, and nothing of the founders' folder.
     tops = {name.partition("/")[0] for name in built.in_sdist}

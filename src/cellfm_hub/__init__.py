@@ -7,10 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellfm_hub import datasets, errors, pl
+    from cellfm_hub import datasets, errors, genes, pl
     from cellfm_hub._settings import settings
     from cellfm_hub.api import embed, load
+    from cellfm_hub.checking import Report, check
     from cellfm_hub.embedder import Embedder
+    from cellfm_hub.explaining import explain
+    from cellfm_hub.jobs.merge import merge
+    from cellfm_hub.jobs.run import Summary, embed_file
     from cellfm_hub.registry import ModelInfo, list_models
     from cellfm_hub.tokens import Ragged, Tokens
 
@@ -18,20 +22,33 @@ __all__ = [
     "Embedder",
     "ModelInfo",
     "Ragged",
+    "Report",
+    "Summary",
     "Tokens",
     "__version__",
+    "check",
     "datasets",
     "embed",
+    "embed_file",
     "errors",
+    "explain",
+    "genes",
     "list_models",
     "load",
+    "merge",
     "pl",
     "settings",
 ]
 
 _HOMES = {
     "embed": "cellfm_hub.api",
+    "embed_file": "cellfm_hub.jobs.run",
     "load": "cellfm_hub.api",
+    "check": "cellfm_hub.checking",
+    "Report": "cellfm_hub.checking",
+    "explain": "cellfm_hub.explaining",
+    "merge": "cellfm_hub.jobs.merge",
+    "Summary": "cellfm_hub.jobs.run",
     "Embedder": "cellfm_hub.embedder",
     "ModelInfo": "cellfm_hub.registry",
     "list_models": "cellfm_hub.registry",
@@ -39,7 +56,7 @@ _HOMES = {
     "Ragged": "cellfm_hub.tokens",
     "Tokens": "cellfm_hub.tokens",
 }
-_MODULES = {"datasets", "errors", "pl"}
+_MODULES = {"datasets", "errors", "genes", "pl"}
 
 
 def __getattr__(name: str) -> Any:

@@ -68,7 +68,8 @@ class Settings(BaseModel):
     memory and no unpickling. It takes as much room as the file (environment: ``CELLFM_NO_CONVERT`` turns it off)."""
 
     genes_dir: Path | None = Field(default_factory=_default_genes)
-    """Folder with gene tables, ``<species>_gencode_*.tsv.gz``, by which Ensembl ids are read as symbols (environment: ``CELLFM_GENES``)."""
+    """Folder with tables of former gene names, aliases, retired ids and orthologs, see :mod:`cellfm_hub.genes.tables` (environment:
+    ``CELLFM_GENES``). Current human and mouse genes ship with the package."""
 
     progress: bool | None = None
     """Show progress bars: yes, no, or (``None``) only on a terminal or in a notebook."""

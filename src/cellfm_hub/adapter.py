@@ -16,7 +16,7 @@ into hidden states.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -65,10 +65,20 @@ class Options(BaseModel):
         if not schema:
             return "this model takes no options"
         shown = []
-        for name, field in cls.model_fields.items():
+        own_first = sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__)
+        for name, field in own_first:
             values = " | ".join(str(v) for v in schema[name].get("enum", ()))
             shown.append(f"{name}={field.default}" + (f" ({values})" if values else ""))
         return f"allowed, with their defaults: {', '.join(shown)}"
+
+
+class CellOptions(Options):
+    """The switches that all models of cells have; a family's own are added to them."""
+
+    gene_names: Literal["as-is", "resolve"] = "as-is"
+    """Take gene names as the original release does, or by what they mean: former ones, aliases and others, and sum columns of one gene."""
+    orthologs: Literal["none", "one2one"] = "none"
+    """Mouse data and a human model: read mouse genes as their human one-to-one orthologs."""
 
 
 class Adapter(ABC):
@@ -96,6 +106,8 @@ class TokenAdapter(Adapter):
 
     network: nn.Module
     """Called as ``network(batch, layer)`` with a :class:`~cellfm_hub.nn.PackedBatch`; returns ``(T, d)``, the state after `layer`."""
+    first_only: ClassVar[bool] = False
+    """Whether the network takes ``first_only=True`` and then returns ``(B, d)``, the states of first tokens alone, for less work."""
     layers: int
     max_tokens: int
     """Longest row, special tokens included."""
@@ -116,6 +128,16 @@ class TokenAdapter(Adapter):
 
     def prepare(self, tokens: Tokens) -> None:
         """Make ready what the network needs for these tokens. Called on the host before they are cut into batches."""
+
+    def reads_first_only(self, pooling: str | None) -> bool:
+        """Whether :meth:`row_vectors` asks the network for first tokens alone."""
+        return self.first_only and pooling == "cls"
+
+    def row_vectors(self, batch: PackedBatch, layer: int, pooling: str) -> Tensor:
+        """Return one vector for each row after `layer`, ``(B, d')``."""
+        if self.reads_first_only(pooling):
+            return self.pool(self.network(batch, layer, first_only=True), batch.first_tokens, pooling)
+        return self.pool(self.network(batch, layer), batch, pooling)
 
     def token_vectors(self, batch: PackedBatch, layer: int) -> Tensor:
         """Return the vectors of single tokens after `layer`, those of :meth:`token_rows`."""
@@ -145,10 +167,14 @@ class TokenAdapter(Adapter):
 class CellAdapter(TokenAdapter):
     """A model of cells: counts of genes become tokens."""
 
+    options: ClassVar[type[Options]] = CellOptions
+
     gene_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of ``var`` in which the family's users keep its identifiers, preferred where several match equally well."""
     obs_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of ``obs`` that the tokenizer reads, where they exist."""
+    tokens_per_cell: ClassVar[int | None] = None
+    """About how many tokens every cell makes, in models that draw as many genes from each; others make one token per expressed gene."""
     values: MatrixValues = "counts"
     """What the matrix must hold."""
     order_only: bool = False
@@ -247,6 +273,9 @@ class CellFeatures(Adapter):
     """A plain function of a whole matrix of counts."""
 
     gene_columns: ClassVar[tuple[str, ...]] = ()
+
+    def check_size(self, cells: int, genes: int) -> None:
+        """Raise an InputError where so few cells with counts, or genes, cannot be embedded."""
 
     @abstractmethod
     def embed(self, counts: CountMatrix, seed: int) -> NDArray[np.float32]:

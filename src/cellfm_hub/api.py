@@ -1,10 +1,13 @@
 """The two functions most people need: `embed` and `load`."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 
 from cellfm_hub._settings import settings
 from cellfm_hub.blocks import Vectors
@@ -76,6 +79,61 @@ def load(
     (2, 64)
     """
     entry = registry().find(model)
+    chosen = choose_device(device)
+    # What the card measured holds for the published weights only.
+    fidelity = entry.fidelity("bfloat16") if checkpoint is None and revision is None else None
+    embedder = _open(
+        model,
+        device=chosen,
+        dtype=choose_dtype(precision, chosen, fidelity),
+        guard_overflow=precision == "auto" and chosen.type == "cuda",
+        checkpoint=checkpoint,
+        revision=revision,
+        options=options,
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+    if checkpoint is None and settings.convert:
+        convert_used(embedder.files)
+    return embedder
+
+
+def load_tokenizer(
+    model: str,
+    *,
+    checkpoint: str | Path | None = None,
+    revision: str | None = None,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Embedder:
+    """Load a model as :func:`load` does, but leave its weights on disk: it can tokenize and not embed."""
+    return _open(
+        model,
+        device=torch.device("meta"),
+        dtype=torch.float32,
+        guard_overflow=False,
+        checkpoint=checkpoint,
+        revision=revision,
+        options=options,
+        batch_tokens=None,
+        seed=seed,
+    )
+
+
+def _open(
+    model: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    guard_overflow: bool,
+    checkpoint: str | Path | None,
+    revision: str | None,
+    options: dict[str, Any] | None,
+    batch_tokens: int | None,
+    seed: int,
+) -> Embedder:
+    """Find the files of a model and build its adapter."""
+    entry = registry().find(model)
     # Somebody's folder is not known to be the family's default checkpoint.
     is_family = model.lower() in (entry.family, *entry.card.cellfm.aliases)
     name = entry.family if checkpoint is not None and is_family else entry.name
@@ -84,24 +142,17 @@ def load(
     if entry.checkpoint.source is None and (checkpoint is not None or revision is not None):
         msg = f"{entry.name} has no weights; leave out checkpoint and revision"
         raise InputError(msg)
-    chosen = choose_device(device)
     files = CheckpointFiles(entry, None if checkpoint is None else Path(checkpoint), revision)
     files.check_use()
-    # What the card measured holds for the published weights only.
-    fidelity = entry.fidelity("bfloat16") if checkpoint is None and revision is None else None
-    dtype = choose_dtype(precision, chosen, fidelity)
-    adapter = adapter_class.load(files, parsed, chosen, dtype)
-    if checkpoint is None and settings.convert:
-        convert_used(files)
     return Embedder(
         name,
         entry,
-        adapter,
+        adapter_class.load(files, parsed, device, dtype),
         files,
         options=parsed,
-        device=chosen,
+        device=device,
         dtype=dtype,
-        guard_overflow=precision == "auto" and chosen.type == "cuda",
+        guard_overflow=guard_overflow,
         batch_tokens=batch_tokens,
         seed=seed,
     )
@@ -116,6 +167,7 @@ class EmbedOptions(EncodeOptions, total=False):
     checkpoint: str | Path | None
     revision: str | None
     options: dict[str, Any] | None
+    qc: bool
 
 
 Sequences = str | Path | list[str] | dict[str, str] | pd.Series
@@ -153,6 +205,7 @@ def embed(
     reverse_complement: Literal["mean"] | None = None,
     genome: str | Path | None = None,
     window: int = WINDOW,
+    qc: bool = False,
 ) -> "AnnData | Vectors | None":
     """Embed cells or sequences with a published model.
 
@@ -173,6 +226,8 @@ def embed(
         The same, for sequences only.
     device, precision, checkpoint, revision, options
         See :func:`cellfm_hub.load`.
+    qc
+        AnnData only: add what the model saw of each cell to ``obs``.
 
     Returns
     -------
@@ -182,6 +237,12 @@ def embed(
         ``(n_obs, d)`` float32; NaN for cells without any gene the model knows.
     ``.uns["cellfm"][key_added]``
         The receipt: model, revision and hash of the weights, recipe, coverage, precision, seed, versions.
+    ``.obs[f"{key_added}_genes_used"]``, with `qc`
+        Expressed genes of the cell that the model knows, int32; 0 where the model gets nothing of the cell.
+    ``.obs[f"{key_added}_counts_used"]``, with `qc`
+        Share of the cell's counts that are on these genes, float32; NaN without counts.
+    ``.obs[f"{key_added}_truncated"]``, with `qc`
+        Whether only a part of these genes fitted into the model's input, bool.
 
     For anything else ``(n, d)`` float32.
 
@@ -199,8 +260,8 @@ def embed(
     (700, 20)
     """
     is_anndata = hasattr(data, "obsm") and hasattr(data, "uns")
-    if not is_anndata and (copy or key_added is not None):
-        msg = f"copy and key_added are for AnnData objects; for {type(data).__name__} the vectors are returned, leave them out"
+    if not is_anndata and (copy or key_added is not None or qc):
+        msg = f"copy, key_added and qc are for AnnData objects; for {type(data).__name__} the vectors are returned, leave them out"
         raise InputError(msg)
     embedder = load(
         model,
@@ -231,7 +292,7 @@ def embed(
     if not is_anndata:
         return result.values
     target = data.copy() if copy else data
-    store(target, key_added or default_key(model), result.values, result.receipt)  # type: ignore[arg-type]
+    store(target, key_added or default_key(model), result.values, receipt=result.receipt, qc=result.qc if qc else {})  # type: ignore[arg-type]
     return target if copy else None
 
 
@@ -240,8 +301,8 @@ def default_key(model: str) -> str:
     return f"X_{model.replace('/', '_')}"
 
 
-def store(adata: "AnnData", key: str, values: Vectors, receipt: Receipt) -> None:
-    """Write a result into an AnnData object."""
+def store(adata: "AnnData", key: str, values: Vectors, *, receipt: Receipt, qc: Mapping[str, NDArray[Any]]) -> None:
+    """Write a result into an AnnData object; the columns `qc` go to ``obs``, named by `key`."""
     with warnings.catch_warnings():
         # Writing into a view makes it an object of its own, which is what the caller wants.
         warnings.filterwarnings("ignore", message=".*view.*")
@@ -249,3 +310,5 @@ def store(adata: "AnnData", key: str, values: Vectors, receipt: Receipt) -> None
         receipts = dict(adata.uns.get("cellfm", {}))
         receipts[key] = receipt
         adata.uns["cellfm"] = receipts
+        for name, column in qc.items():
+            adata.obs[f"{key}_{name}"] = column

@@ -1,6 +1,7 @@
 """Tokens of a stretch of the data, and how their vectors become those of the inputs."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -66,6 +67,36 @@ def merge_windows(block: TokenBlock) -> Tokens:
     lengths = np.zeros(len(block.names), dtype=np.int64)
     np.add.at(lengths, tokens.rows, tokens.lengths)
     return Tokens(ids=tokens.ids, offsets=offsets_from_lengths(lengths))
+
+
+def select_inputs(block: TokenBlock, index: NDArray[np.int64]) -> TokenBlock:
+    """Return some inputs of a block, in the given order, with all their windows, strands and alleles."""
+    inputs = len(block.names)
+    names = [block.names[i] for i in index]
+    bases = None if block.bases is None else block.bases[index]
+    if block.tokens.rows is None:
+        return TokenBlock(block.tokens.take(index), names, block.strands, block.alleles, bases)
+    place = np.full(inputs, -1, dtype=np.int64)
+    place[index] = np.arange(len(index))
+    part, of_input = np.divmod(block.tokens.rows, inputs)
+    kept = np.flatnonzero(place[of_input] >= 0)
+    kept = kept[np.lexsort((place[of_input[kept]], part[kept]))]  # stable: windows stay in their order
+    tokens = replace(block.tokens.take(kept), rows=part[kept] * len(index) + place[of_input[kept]])
+    return TokenBlock(tokens, names, block.strands, block.alleles, bases)
+
+
+def cut_by_tokens(block: TokenBlock, most: int) -> Iterator[TokenBlock]:
+    """Cut a block into stretches of inputs with at most `most` tokens each (and bases, if they are known), one input at least."""
+    inputs = len(block.names)
+    rows = np.arange(inputs) if block.tokens.rows is None else block.tokens.rows % inputs
+    sizes = np.bincount(rows, weights=block.tokens.lengths, minlength=inputs).astype(np.int64)
+    if block.bases is not None:
+        sizes = np.maximum(sizes, block.bases)
+    before, start = offsets_from_lengths(sizes), 0
+    while start < inputs:
+        stop = max(int(np.searchsorted(before, before[start] + most, side="right")) - 1, start + 1)
+        yield block if stop - start == inputs else select_inputs(block, np.arange(start, stop))
+        start = stop
 
 
 def unpool(values: Vectors, block: TokenBlock, level: Level, adapter: TokenAdapter) -> Ragged:

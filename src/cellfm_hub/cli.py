@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from cellfm_hub import cli_weights
+from cellfm_hub import cli_check, cli_demo, cli_genes, cli_weights
+from cellfm_hub.cli_options import Long, Precision, by_model, parse_options
+
+if TYPE_CHECKING:
+    from cellfm_hub.jobs.run import Summary
 
 app = typer.Typer(
     name="cellfm",
@@ -27,22 +31,9 @@ app = typer.Typer(
 )
 
 
-class Precision(StrEnum):  # noqa: D101
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 class OnEmpty(StrEnum):  # noqa: D101
     nan = "nan"
     error = "error"
-
-
-class Long(StrEnum):  # noqa: D101
-    error = "error"
-    truncate = "truncate"
-    tile = "tile"
 
 
 class Level(StrEnum):  # noqa: D101
@@ -81,8 +72,8 @@ def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
                 raise
             typer.echo(f"cellfm: error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            typer.echo("cellfm: interrupted", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo(f"cellfm: interrupted{f'; {stop}' if str(stop) else ''}", err=True)
             raise typer.Exit(130) from None
 
     return wrapped
@@ -94,15 +85,12 @@ def _complete_model(incomplete: str) -> list[str]:
     return [name for name in registry().names if name.startswith(incomplete.lower())]
 
 
-def _parse_options(pairs: list[str]) -> dict[str, str]:
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            message = f"{pair!r} is not of the form key=value"
-            raise typer.BadParameter(message, param_hint="--option")
-        options[key] = value
-    return options
+def _parse_shard(text: str) -> tuple[int, int]:
+    place, slash, count = text.partition("/")
+    if not slash or not place.isdecimal() or not count.isdecimal() or not 1 <= int(place) <= int(count):
+        message = f"{text!r} is not of the form i/n, with i from 1 to n"
+        raise typer.BadParameter(message, param_hint="--shard")
+    return int(place), int(count)
 
 
 @app.callback()
@@ -123,7 +111,16 @@ def embed(
             show_default=False,
         ),
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="Family or checkpoint.", autocompletion=_complete_model, show_default=False)],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            "-m",
+            help="Family or checkpoint. May be given again: several models read DATA once, into one .h5ad or .zarr.",
+            autocompletion=_complete_model,
+            show_default=False,
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -131,7 +128,17 @@ def embed(
         ),
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Add the result to DATA itself (.h5ad).")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result; forget an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run, if there is one.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Take the vectors of rows that did not change from the existing result.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(help="Compute the i-th of n shares only, i/n from 1/n to n/n; then 'cellfm merge OUT'.")
+    ] = None,
+    part_rows: Annotated[
+        int | None, typer.Option(help="Rows between two savings, what a crash costs at most.", show_default="8192")
+    ] = None,
     level: Annotated[
         Level | None,
         typer.Option(
@@ -141,20 +148,33 @@ def embed(
     layer: Annotated[str | None, typer.Option(help="Cells: layer with raw counts, or X, or raw.", show_default="found")] = None,
     gene_ids: Annotated[str | None, typer.Option(help="Cells: var column with gene identifiers, or index.", show_default="found")] = None,
     species: Annotated[str | None, typer.Option(help="Cells: species of the data, checked against the model's.")] = None,
-    key_added: Annotated[str | None, typer.Option(help="Key in obsm and uns.", show_default="X_<model>")] = None,
+    key_added: Annotated[
+        list[str] | None, typer.Option(help="Key in obsm and uns; with several models model=KEY.", show_default="X_<model>")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="Bundle of pooling and layer; 'cellfm info MODEL' lists them.")] = "default",
     pooling: Annotated[str | None, typer.Option(help="How tokens become one vector.", show_default="the recipe's")] = None,
     output_layer: Annotated[
         int | None, typer.Option(help="0 embedding output, k after block k, -1 last.", show_default="the recipe's")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; several (cuda:0,cuda:1) or all: a process for each.")
+    ] = "auto",
     precision: Annotated[Precision, typer.Option(help="Number format of the network.")] = Precision.auto,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed together; changes no vector.", show_default="by device")] = None,
     seed: Annotated[int, typer.Option(help="For models that sample.")] = 0,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder with the model's files as published.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit on the hub instead of the pinned one.")] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder with the model's files as published; with several models model=FOLDER.", show_default=False),
+    ] = None,
+    revision: Annotated[
+        list[str] | None,
+        typer.Option(help="Commit on the hub instead of the pinned one; with several models model=COMMIT.", show_default=False),
+    ] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", help="Switch of the family, key=value; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--option", help="Switch of the family, key=value; repeatable; with several models model.key=value.", show_default=False
+        ),
     ] = None,
     on_empty: Annotated[OnEmpty, typer.Option(help="Cells without any gene the model knows.")] = OnEmpty.nan,
     long: Annotated[Long, typer.Option(help="Sequences longer than the model's input.")] = Long.error,
@@ -163,6 +183,7 @@ def embed(
     genome: Annotated[Path | None, typer.Option(help="BED and VCF: FASTA file of the genome.")] = None,
     window: Annotated[int, typer.Option(help="VCF: bases of the reference window.")] = 512,
     progress: Annotated[bool | None, typer.Option(help="Show a progress bar.", show_default="on a terminal")] = None,
+    qc: Annotated[bool, typer.Option("--qc", help="Cells: add what the model saw of each to obs.")] = False,
     commercial_ok: cli_weights.CommercialOk = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt as JSON.")] = False,
 ) -> None:
@@ -172,74 +193,96 @@ def embed(
 
     settings.commercial = settings.commercial or commercial_ok
 
-    options = _parse_options(option or [])
-    entry = registry().find(model)
-    _require_data(data, entry.modality)
-    key = key_added or f"X_{model.replace('/', '_')}"
+    options = parse_options(option or [], model)
+    own = {
+        name: by_model(values, model, f"--{name.replace('_', '-')}")
+        for name, values in {"key_added": key_added, "checkpoint": checkpoint, "revision": revision}.items()
+    }
+    wanted = None if shard is None else _parse_shard(shard)
+    modality = registry().find(model[0]).modality
+    _require_data(data, modality)
     per_token = level in (Level.gene, Level.token, Level.base)
-    out = data if in_place else out or _default_output(data, model, ".h5ad" if entry.modality == "cell" and not per_token else ".parquet")
+    suffix = ".h5ad" if len(model) > 1 or (modality == "cell" and not per_token) else ".parquet"
+    out = data if in_place else out or _default_output(data, "+".join(model), suffix)
 
-    import numpy as np
+    from cellfm_hub.jobs.run import embed_file
 
-    from cellfm_hub import sinks
-    from cellfm_hub.api import load
-    from cellfm_hub.errors import InputError
-
-    sinks.check_output(out, source=data, key=key, overwrite=overwrite, per_token=per_token)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     begin = time.perf_counter()
-    embedder = load(
+    summaries = embed_file(
+        data,
         model,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        update=update,
+        shard=wanted,
+        part_rows=part_rows,
+        level=None if level is None else level.value,
+        layer=layer,
+        gene_ids=gene_ids,
+        species=species,
+        key_added=own["key_added"],
+        recipe=recipe,
+        pooling=pooling,
+        output_layer=output_layer,
         device=device,
         precision=precision.value,
-        checkpoint=checkpoint,
-        revision=revision,
-        options=options,
         batch_tokens=batch_tokens,
         seed=seed,
+        checkpoint=own["checkpoint"],
+        revision=own["revision"],
+        options=options,
+        on_empty=on_empty.value,
+        progress=progress,
+        long=long.value,
+        overlap=overlap,
+        reverse_complement=None if reverse_complement is None else "mean",
+        genome=genome,
+        window=window,
+        qc=qc,
     )
-    try:
-        result = embedder.run(
-            data,
-            level=None if level is None else level.value,
-            layer=layer,
-            gene_ids=gene_ids,
-            species=species,
-            recipe=recipe,
-            pooling=pooling,
-            output_layer=output_layer,
-            on_empty=on_empty.value,
-            progress=progress,
-            long=long.value,
-            overlap=overlap,
-            reverse_complement=None if reverse_complement is None else "mean",
-            genome=genome,
-            window=window,
-        )
-    except InputError as error:
-        if error.finished is None:
-            raise
-        done, kept = error.finished, out.with_name(f"{out.stem}.partial{out.suffix}")
-        sinks.write(kept, source=data, key=key, names=done.names, values=done.values, receipt=done.receipt)
-        message = f"{error}; the {len(done.names):,} rows before that place stand in {kept}"
-        raise type(error)(message) from error
-    values = result.values
-    sinks.write(out, source=data, key=key, names=result.names, values=values, receipt=result.receipt)
     seconds = time.perf_counter() - begin
-    rows, width = len(values), (values if isinstance(values, np.ndarray) else values.values).shape[1]
     if as_json:
-        summary = {"out": str(out), "key": key, "rows": rows, "dim": width, "seconds": round(seconds, 3)}
-        typer.echo(json.dumps(summary | {"receipt": result.receipt}, indent=1))
+        shown = [
+            {"out": str(s.out), "key": s.key, "rows": s.rows, "dim": s.dim, "seconds": round(seconds, 3), "receipt": s.receipt}
+            for s in summaries
+        ]
+        typer.echo(json.dumps(shown[0] if len(shown) == 1 else shown, indent=1))
         return
-    where = f"obsm[{key!r}] of {out}" if out.suffix in (".h5ad", ".zarr") else str(out)
-    typer.echo(f"{rows:,} {entry.modality}s x {width} in {seconds:.1f} s -> {where}")
-    if "genes_used" in result.receipt:
-        receipt = result.receipt
+    for summary in summaries:
+        _say(summary, modality, seconds)
+    if wanted is not None:
+        typer.echo(f"shard {shard} is finished; when all {wanted[1]} are: cellfm merge {out}")
+
+
+def _say(summary: "Summary", modality: str, seconds: float | None = None) -> None:
+    where = f"obsm[{summary.key!r}] of {summary.out}" if summary.out.suffix in (".h5ad", ".zarr") else str(summary.out)
+    took = "" if seconds is None else f" in {seconds:.1f} s"
+    typer.echo(f"{summary.rows:,} {modality}s x {summary.dim}{took} -> {where}")
+    receipt = summary.receipt
+    if "genes_used" in receipt:
         share = f"{receipt['counts_used']:.1%} of all counts, " if "counts_used" in receipt else ""  # not of logarithms
         typer.echo(
             f"genes: {receipt['genes_used']:,} of {receipt['genes']:,} known to the model (column {receipt['gene_ids']}), "
             f"{share}from {receipt['counts_from']}"
         )
+
+
+@app.command()
+@_one_line_errors
+def merge(
+    out: Annotated[Path, typer.Argument(help="The result that shards were computed of, with --shard.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the shards.")] = False,
+) -> None:
+    """Put the shards of a result together."""
+    from cellfm_hub.jobs.merge import merge
+    from cellfm_hub.registry import registry
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for summary in merge(out, overwrite=overwrite, keep=keep):
+        _say(summary, registry().find(str(summary.receipt["family"])).modality)
 
 
 def _require_data(data: Path, modality: str) -> None:
@@ -366,7 +409,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
     from cellfm_hub import settings
     from cellfm_hub.engine.device import choose_batch_tokens, choose_device, choose_dtype, has_amx
-    from cellfm_hub.nn.attention import BACKEND
+    from cellfm_hub.nn.attention import report
     from cellfm_hub.receipt import versions
     from cellfm_hub.registry import list_models
 
@@ -380,7 +423,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         "amx": has_amx(),
         "precision_auto": str(choose_dtype("auto", device, None)).removeprefix("torch."),
         "batch_tokens": choose_batch_tokens(None, device),
-        "attention": BACKEND,
+        **report(device, choose_dtype("auto", device, None)),
         "cache_dir": str(settings.cache_dir),
         "offline": settings.offline,
         "models": len(list_models()),
@@ -389,70 +432,10 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join(f"{key:<24}{value}" for key, value in facts.items()))
 
 
-@app.command()
-@_one_line_errors
-def demo(
-    dna: Annotated[bool, typer.Option("--dna", help="Simulated DNA with demo-dna and kmer, instead of cells.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Result; the picture goes beside it.", show_default="demo.h5ad or demo_dna.h5ad")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing result.")] = True,
-) -> None:
-    """Embed 700 real blood cells with the built-in demo-cell and with pca, offline, and draw both."""
-    from cellfm_hub import sinks
-    from cellfm_hub.errors import OutputError
-
-    out = out or Path("demo_dna.h5ad" if dna else "demo.h5ad")
-    if out.suffix != ".h5ad":
-        message = f"{out}: the demo writes an .h5ad file; give a name that ends in .h5ad"
-        raise OutputError(message)
-    picture = out.with_suffix(".png")
-    if picture.exists() and not overwrite:
-        message = f"{picture} exists; choose another name with -o"
-        raise OutputError(message)
-    sinks.check_output(out, source=Path("demo data"), key="", overwrite=overwrite)
-    from cellfm_hub.demo import run_demo
-
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    rows, what = ("sequences", "600 simulated sequences of 300 bases") if dna else ("cells", "700 blood cells x 765 genes, raw counts")
-    typer.echo(f"{what}; in 5-fold cross-validation 5 nearest neighbours name the label:")
-    typer.echo(f"{'model':<11} {'vectors':>9} {'seconds':>8} {f'{rows}/s':>12} {'accuracy':>9} {'balanced':>9}")
-    results = run_demo(out, picture, dna=dna)
-    for result in results:
-        shape = "x".join(map(str, result.shape))
-        speed = result.shape[0] / result.seconds
-        typer.echo(
-            f"{result.model:<11} {shape:>9} {result.seconds:>8.1f} {speed:>12,.0f} {result.accuracy:>9.3f} {result.balanced_accuracy:>9.3f}"
-        )
-    typer.echo(f"wrote {out} and {picture} (two UMAPs, coloured by {'kind' if dna else 'cell type'})")
-    data, model = ("your.fa", "demo-dna -o your.parquet") if dna else ("your.h5ad", "demo-cell -o out.h5ad")
-    then = "" if dna else " && cellfm plot out.h5ad --key X_demo-cell -o umap.png"
-    typer.echo(f"next, on your own file:  cellfm embed {data} --model {model}{then}")
-    typer.echo("then 'cellfm models' for the published models; demo-cell and demo-dna are for trying and teaching, not for science")
-
-
-@app.command()
-@_one_line_errors
-def plot(
-    data: Annotated[Path, typer.Argument(help="Result of 'cellfm embed': .h5ad or .zarr.", show_default=False)],
-    key: Annotated[
-        list[str] | None,
-        typer.Option("--key", "-k", help="Key in obsm, one panel each; repeatable.", show_default="all embeddings made here"),
-    ] = None,
-    color: Annotated[str | None, typer.Option("--color", "-c", help="Column of obs.", show_default="one colour")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Picture: .png, .pdf or .svg.")] = Path("umap.png"),
-    max_cells: Annotated[int, typer.Option(min=15, help="Of more cells that many are drawn at random.")] = 100_000,
-    point_size: Annotated[float | None, typer.Option(help="Area of a point, square points.", show_default="by number of cells")] = None,
-    seed: Annotated[int, typer.Option(help="For the draw and the layout.")] = 0,
-) -> None:
-    """Draw the UMAPs of embeddings side by side."""
-    from cellfm_hub import pl
-
-    pl.umap(data, key or None, color=color, out=out, max_cells=max_cells, point_size=point_size, seed=seed)
-    typer.echo(f"wrote {out}")
-
-
+cli_demo.register(app, _one_line_errors)
+cli_check.register(app, _one_line_errors)
 cli_weights.register(app, _one_line_errors)
+cli_genes.register(app, _one_line_errors)
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
 """`Embedder`: a loaded model."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 
 from cellfm_hub._progress import progress_bar
 from cellfm_hub.adapter import (
@@ -24,17 +24,21 @@ from cellfm_hub.adapter import (
 )
 from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
+from cellfm_hub.engine.memory import TokenBudget
+from cellfm_hub.engine.overlap import prefetch
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import CountsError, InputError, SequenceError
-from cellfm_hub.genes import choose_gene_ids, identifier_columns
-from cellfm_hub.nn.attention import BACKEND
+from cellfm_hub.matching import match_genes, reads_orthologs
+from cellfm_hub.nn.encoder import Encoder
+from cellfm_hub.qc import cut_inputs, row_sums
+from cellfm_hub.reading import GeneMatch, Prepared, Task, open_input
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
-from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, make_request
+from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, known_species, make_request
 from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
-from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
+from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, count_blocks
 from cellfm_hub.sources.genome import WINDOW
-from cellfm_hub.sources.sequences import SequenceBlock, sequence_blocks
+from cellfm_hub.sources.sequences import SequenceBlock
 from cellfm_hub.tokens import Ragged, Tokens
 
 logger = logging.getLogger("cellfm_hub")
@@ -47,6 +51,8 @@ class Result:
     values: Vectors | Ragged
     names: list[str]
     receipt: Receipt
+    qc: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Cells only: what the model saw of each, see :class:`cellfm_hub.qc.CellQuality`."""
 
 
 class Embedder:
@@ -79,6 +85,7 @@ class Embedder:
         self.receipt: Receipt | None = None
         self._options, self._guard_overflow = options, guard_overflow
         self._batch_tokens, self._seed = batch_tokens, seed
+        self._budget = TokenBudget()
 
     def __repr__(self) -> str:
         return f"<Embedder {self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, from {self.files.origin}>"
@@ -200,34 +207,33 @@ class Embedder:
 
     def run(self, data: Any, *, level: Level | None = None, **options: Unpack[EncodeOptions]) -> Result:
         """Embed as :meth:`encode` does, and return the row names and the receipt too."""
-        request = self._request(level=level, **options)
-        tally = Tally()
-        if isinstance(self.adapter, TokenAdapter):
-            parts: list[Vectors] = []
-            ragged: list[Ragged] = []
-            names: list[str] = []
+        request = self.request(level=level, **options)
+        tally, names, parts, fitted = Tally(), list[str](), list[Vectors | Ragged](), list[CellBlock]()
 
-            def finished() -> Result:
-                return self._result(Ragged.concatenate(ragged) if request.per_token else np.concatenate(parts), names, request, tally)
+        def finished() -> Result:
+            joined: Vectors | Ragged = Ragged.concatenate(parts) if request.per_token else np.concatenate(parts)  # type: ignore[arg-type]
+            return self._result(joined, names, request, tally)
 
-            with (
-                self._blocks(data, request, tally) as (total, stream),
-                progress_bar(self.name, total, show=request.progress) as advance,
-            ):
-                try:
-                    for block in stream:
-                        vectors = self._embed_block(block, request, advance)
-                        if request.per_token:
-                            ragged.append(unpool(vectors, block, request.level, self._token_adapter()))
-                        else:
-                            parts.append(vectors)
-                        names += block.names
-                except InputError as error:
-                    if names and self.modality == "sequence":
-                        error.finished = finished()
-                    raise
-            return finished()
-        return self._result(*self._features(data, request, tally), request, tally)
+        with (
+            open_input(data, [Task(self, request)]) as source,
+            prefetch(source.blocks()) as blocks,
+            progress_bar(self.name, source.rows, show=request.progress) as advance,
+        ):
+            try:
+                for (prepared,) in blocks:
+                    if isinstance(prepared.block, CellBlock):
+                        fitted.append(prepared.block)
+                    else:
+                        parts.append(self.finish(prepared, request, advance))
+                    tally.add(prepared.tally)
+                    names += prepared.names
+            except InputError as error:
+                if parts and self.modality == "sequence":
+                    error.finished = finished()
+                raise
+        if fitted:
+            parts.append(self.fit(fitted, request, tally))
+        return finished()
 
     def _result(self, values: Vectors | Ragged, names: list[str], request: Request, tally: Tally) -> Result:
         """Write the receipt, and say what the user should know."""
@@ -235,7 +241,7 @@ class Embedder:
         for text in tally.warnings():
             logger.warning("%s: %s", self.name, text)
         logger.info("%s: embedded %d rows", self.name, tally.rows)
-        return Result(values, names, self.receipt)
+        return Result(values, names, self.receipt, tally.cells.columns())
 
     def tokenize(
         self,
@@ -263,7 +269,7 @@ class Embedder:
             If the data cannot be used, or the model has no tokens.
         """
         self._token_adapter()
-        request = self._request(
+        request = self.request(
             layer=layer,
             gene_ids=gene_ids,
             species=species,
@@ -274,9 +280,8 @@ class Embedder:
             genome=genome,
             window=window,
         )
-        with self._blocks(data, request, Tally()) as (_, stream):
-            blocks = list(stream)
-        return join(blocks)
+        with open_input(data, [Task(self, request)]) as source:
+            return join([prepared.block for (prepared,) in source.blocks() if isinstance(prepared.block, TokenBlock)])
 
     @overload
     def encode_tokens(
@@ -328,7 +333,7 @@ class Embedder:
             If an id is not in the vocabulary, or a row is longer than the network's input.
         """
         adapter = self._token_adapter()
-        request = self._request(level=level, recipe=recipe, pooling=pooling, output_layer=output_layer, batch_tokens=batch_tokens)
+        request = self.request(level=level, recipe=recipe, pooling=pooling, output_layer=output_layer, batch_tokens=batch_tokens)
         if request.level == "variant":
             msg = "level='variant' needs a VCF file and a genome; pass them to encode()"
             raise InputError(msg)
@@ -373,7 +378,8 @@ class Embedder:
             raise InputError(msg)
         return self.adapter
 
-    def _request(self, *, level: Level | None = None, **given: Unpack[EncodeOptions]) -> Request:
+    def request(self, *, level: Level | None = None, **given: Unpack[EncodeOptions]) -> Request:
+        """Validate options of :meth:`encode`, and fill in the defaults."""
         return make_request(
             self.name,
             self.entry,
@@ -381,105 +387,103 @@ class Embedder:
             device=self.device,
             default_batch_tokens=self._batch_tokens,
             default_seed=self._seed,
+            orthologs=reads_orthologs(self._options),
             level=level,
             **given,
         )
 
     # From data to tokens
 
-    @contextmanager
-    def _blocks(self, data: Any, request: Request, tally: Tally) -> Iterator[tuple[int | None, Iterator[TokenBlock]]]:
-        """Give the number of inputs, if known, and a stream of their tokens."""
-        if isinstance(self.adapter, CellAdapter):
-            with open_cells(data, self.adapter.obs_columns, self.name) as cells:
-                yield len(cells), self._cell_tokens(cells, request, tally)
-        else:
-            yield (
-                len(data) if hasattr(data, "__len__") and not isinstance(data, str) else None,
-                self._sequence_tokens(data, request, tally),
-            )
-
-    def _cell_tokens(self, cells: CellData, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+    def match_genes(self, cells: CellData, matrix: Matrix, request: Request) -> GeneMatch:
+        """Find out which columns of a matrix feed which genes, and say what the user should know of it."""
         adapter = self.adapter
         assert isinstance(adapter, CellAdapter)
-        matrix = find_counts(cells, request.layer, adapter.values, order_only=adapter.order_only)
-        match = adapter.gene_matcher(request.species, identifier_columns(matrix.var, request.gene_ids))
-        requires = self.entry.requires
-        column, genes = choose_gene_ids(
+        matched = match_genes(
             matrix.var,
-            match,
-            column=request.gene_ids,
-            preferred=adapter.gene_columns,
+            adapter,
             model=self.name,
-            symbols_of=requires.species if "symbol" in (requires.ids or "") else (),
+            known_species=known_species(self.entry, adapter),
+            options=self._options,
+            gene_ids=request.gene_ids,
+            species=request.species,
+            obs=cells.obs,
+            totals=matrix.column_totals,
         )
+        genes = matched.genes
         if matrix.by_order and genes.n_summed:
             msg = f"{genes.n_summed} columns would be added to others of the same gene, which is right for raw counts only,"
             msg += f" but {matrix.name} holds none; leave one column for each gene, or pass raw counts"
             raise CountsError(msg)
         if request.dataset_dependent:
             genes = adapter.survey(genes, lambda: (block.counts for block in count_blocks(cells, matrix, values=adapter.values)))
-        tally.facts |= {
-            "counts_from": matrix.name,
-            **matrix.facts,
-            "gene_ids": column,
-            "genes": matrix.shape[1],
-            "genes_used": genes.n_matched,
-            "genes_summed": genes.n_summed,
-            **genes.facts,
-        }
-        for note in (*matrix.notes, *genes.notes):
+        for note in matched.notes:
             logger.warning("%s: %s", self.name, note)
-        for block in count_blocks(cells, matrix, values=adapter.values):
-            known = genes.apply(block.counts)
-            tokens = adapter.tokenize(known, genes, block.obs, request.seed)
-            names = block.obs.index.astype(str).tolist()
-            if matrix.by_order and tokens.cut is not None and tokens.cut.any():
-                msg = (
-                    f"cell {names[int(np.argmax(tokens.cut > 0))]!r} has more genes than fit, and which are kept depends on the raw counts,"
-                )
-                msg += f" but {matrix.name} holds none; pass raw counts, or raise the longest input that the model's options allow"
-                raise CountsError(msg)
-            if adapter.values != "log values" and not matrix.by_order:  # a share of logarithms says nothing
-                tally.counts += float(block.counts.data.sum(dtype=np.float64))
-                tally.counts_used += float(known.data.sum(dtype=np.float64))
-            self._count(tokens, names, request, tally)
-            yield TokenBlock(tokens, names)
+        facts = {"counts_from": matrix.name, **matrix.facts, **matched.facts, **genes.facts, "genes_used": genes.n_matched}
+        return GeneMatch(genes, facts, matrix)
 
-    def _sequence_tokens(self, data: Any, request: Request, tally: Tally) -> Iterator[TokenBlock]:
+    def prepare_cells(self, block: CellBlock, match: GeneMatch | None, request: Request) -> Prepared:
+        """Turn cells into what :meth:`finish` takes; a model that is fitted to the whole data set takes them as they are."""
+        names = block.obs.index.astype(str).tolist()
         adapter = self.adapter
-        assert isinstance(adapter, SequenceAdapter)
+        if match is None or not isinstance(adapter, CellAdapter):
+            tally = Tally(rows=len(names))
+            totals = row_sums(block.counts)
+            tally.cells.add(row_sums((block.counts != 0).tocsr()), totals, totals, np.zeros(len(names), bool))
+            return Prepared(block, names, tally)
+        tally = Tally(facts=dict(match.facts))
+        known = match.genes.apply(block.counts)
+        tokens = adapter.tokenize(known, match.genes, block.obs, request.seed)
+        if match.matrix.by_order and tokens.cut is not None and tokens.cut.any():
+            msg = f"cell {names[int(np.argmax(tokens.cut > 0))]!r} has more genes than fit, and which are kept depends on the raw counts,"
+            msg += f" but {match.matrix.name} holds none; pass raw counts, or raise the longest input that the model's options allow"
+            raise CountsError(msg)
+        used, all_counts = row_sums(known), None
+        if adapter.values != "log values" and not match.matrix.by_order:  # a share of logarithms says nothing
+            all_counts = row_sums(block.counts)
+            tally.counts, tally.counts_used = float(all_counts.sum()), float(used.sum())
+        seen = np.ones(len(names))
+        seen[empty_inputs(tokens, len(names))] = 0
+        tally.cells.add(seen * np.diff(known.indptr), all_counts, seen * used, cut_inputs(tokens, len(names)))
+        self._count(tokens, names, request, tally)
+        return Prepared(TokenBlock(tokens, names), names, tally)
+
+    def prepare_sequences(self, block: SequenceBlock, request: Request) -> Prepared:
+        """Turn sequences into what :meth:`finish` takes."""
+        adapter, tally = self.adapter, Tally()
         case: Case = getattr(self._options, "case", "upper")
-        for block in _sequences(data, request):
-            alleles = [clean(block.names, sequences, case, tally.bases) for sequences in _alleles(block)]
-            parts, forward = [], []
-            for sequences in alleles:
-                bodies = [adapter.tokenize(strand) for strand in _strands(sequences, request)]
-                fitted = [
-                    fit_to_model(
-                        body,
-                        block.names,
-                        max_tokens=None if adapter.unlimited and request.long == "error" else adapter.max_tokens,
-                        prefix=adapter.prefix,
-                        suffix=adapter.suffix,
-                        long=request.long,
-                        overlap=request.overlap,
-                    )
-                    for body in bodies
-                ]
-                parts += fitted
-                forward.append(fitted[0])
-                self._count_bases(bodies[0], fitted[0], request, tally)
-            tokens = stack_parts(parts, len(block.names)) if len(parts) > 1 else parts[0]
-            cuts = [part.cut for part in forward if part.cut is not None]
-            self._count(replace(forward[0], cut=np.max(cuts, axis=0)) if cuts else forward[0], block.names, request, tally)
-            yield TokenBlock(
-                tokens,
-                block.names,
-                strands=len(parts) // len(alleles),
-                alleles=len(alleles),
-                bases=np.array([len(s) for s in alleles[0]], dtype=np.int64),
-            )
+        alleles = [clean(block.names, sequences, case, tally.bases) for sequences in block.alleles]
+        if not isinstance(adapter, SequenceAdapter):
+            tally.rows = len(block.names)
+            return Prepared(SequenceBlock(block.names, *alleles), block.names, tally)
+        parts, forward = [], []
+        for sequences in alleles:
+            bodies = [adapter.tokenize(strand) for strand in _strands(sequences, request)]
+            fitted = [
+                fit_to_model(
+                    body,
+                    block.names,
+                    max_tokens=None if adapter.unlimited and request.long == "error" else adapter.max_tokens,
+                    prefix=adapter.prefix,
+                    suffix=adapter.suffix,
+                    long=request.long,
+                    overlap=request.overlap,
+                )
+                for body in bodies
+            ]
+            parts += fitted
+            forward.append(fitted[0])
+            self._count_bases(bodies[0], fitted[0], request, tally)
+        tokens = stack_parts(parts, len(block.names)) if len(parts) > 1 else parts[0]
+        cuts = [part.cut for part in forward if part.cut is not None]
+        self._count(replace(forward[0], cut=np.max(cuts, axis=0)) if cuts else forward[0], block.names, request, tally)
+        token_block = TokenBlock(
+            tokens,
+            block.names,
+            strands=len(parts) // len(alleles),
+            alleles=len(alleles),
+            bases=np.array([len(s) for s in alleles[0]], dtype=np.int64),
+        )
+        return Prepared(token_block, block.names, tally)
 
     def _count_bases(self, body: Tokens, fitted: Tokens, request: Request, tally: Tally) -> None:
         assert isinstance(self.adapter, SequenceAdapter)
@@ -501,9 +505,8 @@ class Embedder:
             raise InputError(msg)
         tally.rows += len(names)
         tally.empty += len(empty)
-        if tokens.cut is not None:
-            cut = np.flatnonzero(tokens.cut)
-            tally.truncated += len(cut) if tokens.rows is None else len(np.unique(tokens.rows[cut]))
+        tally.truncated += int(cut_inputs(tokens, len(names)).sum())
+        tally.tokens_cut += 0 if tokens.cut is None else int(tokens.cut.sum())
 
     def _check_tokens(self, tokens: Tokens) -> None:
         adapter = self._token_adapter()
@@ -519,6 +522,17 @@ class Embedder:
 
     # From tokens to vectors
 
+    def finish(self, prepared: Prepared, request: Request, advance: Callable[[float], None] = lambda _inputs: None) -> Vectors | Ragged:
+        """Compute the vectors of a block, in its order."""
+        block = prepared.block
+        if isinstance(block, TokenBlock):
+            values = self._embed_block(block, request, advance)
+            return unpool(values, block, request.level, self._token_adapter()) if request.per_token else values
+        assert isinstance(block, SequenceBlock)
+        vectors = self._features_of_sequences(block, request, prepared.tally)
+        advance(len(prepared.names))
+        return vectors
+
     def _embed_block(self, block: TokenBlock, request: Request, advance: Callable[[float], None] = lambda _inputs: None) -> Vectors:
         """Run the network on a block: ``(inputs, d)``, or ``(tokens, d)``. `advance` is told how many inputs are done."""
         adapter = self._token_adapter()
@@ -529,7 +543,7 @@ class Embedder:
         def forward(batch: Any) -> torch.Tensor:
             if pooling is None:
                 return adapter.token_vectors(batch, request.output_layer)
-            return adapter.pool(adapter.network(batch, request.output_layer), batch, pooling)
+            return adapter.row_vectors(batch, request.output_layer, pooling)
 
         values = run_network(
             forward,
@@ -539,6 +553,8 @@ class Embedder:
             out_lengths=adapter.token_rows(block.tokens).lengths if pooling is None else None,
             device=self.device,
             batch_tokens=request.batch_tokens,
+            first_only=adapter.reads_first_only(pooling),
+            budget=self._budget,
             on_batch=lambda rows: advance(rows * inputs_per_row),
         )
         advance(np.count_nonzero(block.tokens.lengths == 0) * inputs_per_row)  # empty rows are in no batch
@@ -546,7 +562,7 @@ class Embedder:
             expected = np.ones(len(values), bool) if request.per_token else block.tokens.lengths > 0
             if not np.isfinite(values[expected]).all():
                 logger.warning("%s overflows in float16; computing in bfloat16 from here on", self.name)
-                self.dtype, self._guard_overflow = torch.bfloat16, False
+                self.dtype, self._guard_overflow, self._budget = torch.bfloat16, False, TokenBudget()
                 # From the files: a weight that overflowed is lost in float16.
                 self.adapter = type(adapter).load(self.files, self._options, self.device, self.dtype)
                 return self._embed_block(block, request)  # the bar has moved already
@@ -555,43 +571,39 @@ class Embedder:
         vectors = combine(values, block, pooling)
         return unit_length(vectors) if request.normalize else vectors
 
-    def _features(self, data: Any, request: Request, tally: Tally) -> tuple[Vectors, list[str]]:
-        """Apply a model without a network."""
-        if isinstance(self.adapter, CellFeatures):
-            with open_cells(data, (), self.name) as cells:
-                matrix = find_counts(cells, request.layer)
-                counts = sp.csr_matrix(sp.vstack([block.counts for block in count_blocks(cells, matrix)], format="csr"))
-                names = cells.obs.index.astype(str).tolist()
-            tally.facts |= {"counts_from": matrix.name, **matrix.facts, "genes": matrix.shape[1]}
-            for note in matrix.notes:
-                logger.warning("%s: %s", self.name, note)
-            usable = np.asarray(counts.sum(axis=1)).ravel() > 0
-            if not usable.any():
-                msg = f"every cell of {cells.origin} is empty; there is nothing to embed"
-                raise InputError(msg)
-            vectors = self.adapter.embed(counts[usable], request.seed)
-            values: Vectors = np.full((len(names), vectors.shape[1]), np.nan, dtype=np.float32)
-            values[usable] = vectors
-        else:
-            assert isinstance(self.adapter, SequenceFeatures)
-            names, parts = [], []
-            for block in _sequences(data, request):
-                of_alleles = []
-                for sequences in _alleles(block):
-                    cleaned = clean(block.names, sequences, "upper", tally.bases)
-                    of_strands = [self.adapter.embed(strand) for strand in _strands(cleaned, request)]
-                    of_alleles.append(np.mean(of_strands, axis=0, dtype=np.float32))
-                parts.append(of_alleles[1] - of_alleles[0] if len(of_alleles) > 1 else of_alleles[0])
-                names += block.names
-            values = np.concatenate(parts)
+    def fit(self, blocks: Sequence[CellBlock], request: Request, tally: Tally) -> Vectors:
+        """Apply a model that is fitted to the whole data set, all blocks of it."""
+        assert isinstance(self.adapter, CellFeatures)
+        counts = sp.csr_matrix(sp.vstack([block.counts for block in blocks], format="csr"))
+        usable = row_sums(counts) > 0
+        if not usable.any():
+            msg = "every cell is empty; there is nothing to embed"
+            raise InputError(msg)
+        vectors = self.adapter.embed(counts[usable], request.seed)
+        values: Vectors = np.full((len(usable), vectors.shape[1]), np.nan, dtype=np.float32)
+        values[usable] = vectors
+        self._count_empty(values, [name for block in blocks for name in block.obs.index.astype(str)], request, tally)
+        return values
+
+    def _features_of_sequences(self, block: SequenceBlock, request: Request, tally: Tally) -> Vectors:
+        assert isinstance(self.adapter, SequenceFeatures)
+        of_alleles = []
+        for sequences in block.alleles:
+            of_strands = [self.adapter.embed(strand) for strand in _strands(sequences, request)]
+            of_alleles.append(np.mean(of_strands, axis=0, dtype=np.float32))
+        values = np.asarray(of_alleles[1] - of_alleles[0] if len(of_alleles) > 1 else of_alleles[0], dtype=np.float32)
+        self._count_empty(values, block.names, request, tally)
+        return values
+
+    def _count_empty(self, values: Vectors, names: Sequence[str], request: Request, tally: Tally) -> None:
         empty = np.flatnonzero(np.isnan(values).any(axis=1))
         if len(empty) and request.on_empty == "error":
-            msg = f"row {names[empty[0]]!r} is empty ({len(empty)} in all); remove it, or pass on_empty='nan'"
+            msg = f"row {names[empty[0]]!r} is empty ({len(empty)} of {len(names):,}); remove it, or pass on_empty='nan'"
             raise InputError(msg)
-        tally.rows, tally.empty = len(names), len(empty)
-        return values, names
+        tally.empty += len(empty)
 
-    def _receipt(self, request: Request, tally: Tally) -> Receipt:
+    def receipt_of(self, request: Request) -> Receipt:
+        """Say what is known before the data are read: the model and how it is used."""
         entry, files = self.entry, self.files
         receipt: Receipt = {
             "model": self.name,
@@ -611,7 +623,7 @@ class Embedder:
                 "pooling": request.pooling or "none",
                 "normalize": request.normalize,
                 "output_layer": request.output_layer,
-                "attention": BACKEND,
+                "attention": self._attention(),
                 "weights_sha256": self._weights_sha256(),
             }
         if self.modality == "sequence":
@@ -622,26 +634,18 @@ class Embedder:
             }
         if request.genome is not None:
             receipt |= {"genome": str(request.genome), "window": request.window}
-        return receipt | tally.receipt() | versions()
+        return receipt
+
+    def _receipt(self, request: Request, tally: Tally) -> Receipt:
+        return self.receipt_of(request) | tally.receipt() | versions()
+
+    def _attention(self) -> str:
+        encoders = [module for module in self._token_adapter().network.modules() if isinstance(module, Encoder)]
+        return encoders[0].attention_backend() if encoders else "the network's own"
 
     def _weights_sha256(self) -> str:
         weights = [path for name, path in self.files.used.items() if path.suffix in WEIGHT_SUFFIXES or name.endswith(".index.json")]
         return self.files.weights_sha256(weights[0])
-
-
-def _sequences(data: Any, request: Request) -> Iterator[SequenceBlock]:
-    """Read sequences; variants as pairs where their difference is asked for, else as rows."""
-    # No bases, no tokens: fine one by one. But there is no vector of nothing.
-    may_be_empty = request.on_empty == "nan" or request.per_token or isinstance(data, str | Path)
-    for block in sequence_blocks(data, genome=request.genome, window=request.window, may_be_empty=may_be_empty):
-        if block.alternatives is None and request.level == "variant":
-            msg = "level='variant' is the difference of two alleles; it needs a VCF file, and genome= with its FASTA file"
-            raise InputError(msg)
-        yield block if block.alternatives is None or request.level == "variant" else block.alleles_as_rows()
-
-
-def _alleles(block: SequenceBlock) -> list[list[str]]:
-    return [block.sequences] if block.alternatives is None else [block.sequences, block.alternatives]
 
 
 def _strands(sequences: list[str], request: Request) -> list[list[str]]:

@@ -243,7 +243,7 @@ class _Categories:
     @classmethod
     def of(cls, values: "pd.Series[Any]") -> "_Categories":
         labels = values.astype("category").cat.remove_unused_categories()
-        codes = labels.cat.codes.to_numpy(dtype=np.int64)
+        codes = np.asarray(labels.cat.codes, dtype=np.int64)
         names = [str(name) for name in labels.cat.categories]
         room = len(COLORS) * len(MARKERS)
         missing = bool((codes < 0).any())
@@ -252,7 +252,7 @@ class _Categories:
         largest = np.sort(np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")[:room])
         place = np.full(len(names) + 1, -1)  # the last entry is that of code -1
         place[largest] = np.arange(room)
-        return cls(place[codes], tuple(names[i] for i in largest), len(names) - room, missing)
+        return cls(place[codes].astype(np.int64), tuple(names[i] for i in largest), len(names) - room, missing)
 
     def look(self, code: int) -> tuple[str, str]:
         """Return colour and marker."""
@@ -261,13 +261,15 @@ class _Categories:
 
 def _draw_categories(axis: "Axes", points: NDArray[np.float32], drawn: NDArray[np.int64], labels: _Categories, size: float) -> None:
     codes = labels.codes[drawn]
-    axis.scatter(*points[drawn[codes < 0]].T, s=size, c=MISSING, linewidths=0, rasterized=True)
+    x, y = points[drawn[codes < 0]].T
+    axis.scatter(x, y, s=size, c=MISSING, linewidths=0, rasterized=True)
     looks = [labels.look(code) for code in range(len(labels.names))]
     colors = np.array([color for color, _ in looks])
     shapes = np.array([marker for _, marker in looks])
     for marker in dict.fromkeys(shapes):
         of_shape = drawn[(codes >= 0) & (shapes[codes] == marker)]
-        axis.scatter(*points[of_shape].T, s=size, c=colors[labels.codes[of_shape]], marker=marker, linewidths=0, rasterized=True)
+        x, y = points[of_shape].T
+        axis.scatter(x, y, s=size, c=colors[labels.codes[of_shape]], marker=marker, linewidths=0, rasterized=True)
 
 
 def _legend(figure: "Figure", labels: _Categories, title: str) -> None:

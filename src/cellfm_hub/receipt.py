@@ -2,13 +2,14 @@
 
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
+from cellfm_hub.qc import CellQuality
 from cellfm_hub.sequences import BaseCounts
 
 Receipt = dict[str, str | int | float | bool]
@@ -28,7 +29,31 @@ class Tally:
     counts: float = 0.0
     counts_used: float = 0.0
     """Total counts, and those on genes the model knows."""
+    tokens_cut: int = 0
+    """Tokens that did not fit into the model's input."""
+    cells: CellQuality = field(default_factory=CellQuality)
+    """What the model saw of each cell."""
     bases: BaseCounts = field(default_factory=BaseCounts)
+
+    def add(self, other: "Tally") -> None:
+        """Add the tally of other rows of the same data."""
+        self.facts |= other.facts
+        for name in ("rows", "empty", "truncated", "counts", "counts_used", "tokens_cut"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.cells.extend(other.cells)
+        for name, count in vars(other.bases).items():
+            setattr(self.bases, name, getattr(self.bases, name) + count)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain numbers and strings, without the columns of single cells."""
+        written = asdict(replace(self, cells=CellQuality()))
+        del written["cells"]
+        return written
+
+    @classmethod
+    def from_json(cls, written: dict[str, Any]) -> "Tally":
+        """Take back what :meth:`as_json` gave."""
+        return cls(**{**written, "facts": dict(written["facts"]), "bases": BaseCounts(**written["bases"])})
 
     def warnings(self) -> list[str]:
         """Say what a user should know without asking."""
@@ -50,9 +75,11 @@ class Tally:
 
     def receipt(self) -> Receipt:
         """Return the tally's own entries."""
-        out: Receipt = {"n_rows": self.rows, "n_empty": self.empty, "n_truncated": self.truncated, **self.facts}
+        out: Receipt = {"n_rows": self.rows, "n_empty": self.empty, "n_truncated": self.truncated, "tokens_cut": self.tokens_cut}
+        out |= self.facts
         if self.counts:
-            out["counts_used"] = round(self.counts_used / self.counts, 6)
+            out |= {"counts": self.counts, "counts_used": round(self.counts_used / self.counts, 6)}
+        out |= self.cells.medians()
         if self.bases.bases:
             out |= {
                 "bases": self.bases.bases,

@@ -1,5 +1,6 @@
 """One call of ``encode``: what may be asked for, and what was."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
@@ -82,6 +83,7 @@ def make_request(
     device: torch.device,
     default_batch_tokens: int | None,
     default_seed: int,
+    orthologs: bool = False,
     level: Level | None = None,
     **given: Unpack[EncodeOptions],
 ) -> Request:
@@ -93,6 +95,8 @@ def make_request(
         The loaded model.
     default_batch_tokens, default_seed
         What :func:`cellfm_hub.load` was given.
+    orthologs
+        Whether mouse genes are read as human ones.
     level, given
         What the user gave.
 
@@ -127,7 +131,7 @@ def make_request(
         msg = f"window={given['window']}; expected a number of bases, 1 or more"
         raise InputError(msg)
     if species := given.get("species"):
-        check_species(species, name, entry, adapter)
+        check_species(species, name, entry, adapter, also=("mouse",) if orthologs else ())
     recipe = given.get("recipe", "default")
     if recipe not in entry.recipes:
         nearest = did_you_mean(recipe, entry.recipes)
@@ -166,10 +170,15 @@ def make_request(
     )
 
 
-def check_species(species: str, name: str, entry: Entry, adapter: Adapter) -> None:
-    """Raise a SpeciesError unless the model knows the species."""
-    known = (adapter.species if isinstance(adapter, CellAdapter) else ()) or entry.requires.species
-    if known and species not in known:
+def known_species(entry: Entry, adapter: Adapter) -> tuple[str, ...]:
+    """Return the species that a model knows; none if it takes any."""
+    return (adapter.species if isinstance(adapter, CellAdapter) else ()) or tuple(entry.requires.species)
+
+
+def check_species(species: str, name: str, entry: Entry, adapter: Adapter, also: Sequence[str] = ()) -> None:
+    """Raise a SpeciesError unless the model knows the species, or it is one of `also`."""
+    known = known_species(entry, adapter)
+    if known and species not in (*known, *also):
         msg = f"species={species!r}, but {name} is a model of {', '.join(known)}; 'cellfm models' lists others"
         raise SpeciesError(msg)
 

@@ -1,13 +1,14 @@
-"""Write results to files. A file appears under its name only when it is complete."""
+"""Write results to files, a piece at a time. A file appears under its name only when it is complete."""
 
+import base64
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -15,13 +16,23 @@ import pandas as pd
 
 from cellfm_hub.blocks import Vectors
 from cellfm_hub.errors import OutputError
-from cellfm_hub.receipt import Receipt
-from cellfm_hub.tokens import Ragged
+from cellfm_hub.jobs.durable import sync, sync_folder
+from cellfm_hub.jobs.in_place import changing, hdf5_file
+
+if TYPE_CHECKING:
+    from cellfm_hub.jobs.finished import Finished
 
 SUFFIXES = (".h5ad", ".zarr", ".parquet", ".npy")
 
+CHUNK_BYTES = 2**20
+"""Vectors in ``.h5ad`` and ``.zarr`` are stored in chunks of about this size."""
 
-def check_output(out: Path, *, source: Path, key: str, overwrite: bool, per_token: bool = False) -> None:
+MOST_CONTENT_IN_PARQUET = 1_000_000
+"""Tables with more rows do not say what the rows were made from: 16 bytes per row would make the end of the file, read as a whole by every
+reader, too long."""
+
+
+def check_output(out: Path, *, source: Path, keys: Sequence[str], overwrite: bool, per_token: bool = False) -> None:
     """Raise before any work is done if a result could not be written.
 
     Parameters
@@ -30,8 +41,8 @@ def check_output(out: Path, *, source: Path, key: str, overwrite: bool, per_toke
         Where the result shall go; the same as `source`: into that file.
     source
         The data.
-    key
-        Key in ``obsm``.
+    keys
+        Keys in ``obsm``.
     overwrite
         Whether an existing result may be replaced.
     per_token
@@ -65,28 +76,47 @@ def check_output(out: Path, *, source: Path, key: str, overwrite: bool, per_toke
         msg = f"{source} was written by an AnnData before 0.7, whose files cannot take a result; choose .zarr, .parquet or .npy with -o,"
         msg += " or write it anew with anndata.read_h5ad and write_h5ad"
         raise OutputError(msg)
-    if _same_file(out, source):
+    if len(keys) > 1 and out.suffix not in (".h5ad", ".zarr"):
+        msg = f"{out}: the vectors of several models go into one .h5ad or .zarr; choose such a name with -o, or one model at a time"
+        raise OutputError(msg)
+    if same_file(out, source):
         if out.suffix != ".h5ad":
             msg = f"{out} is the input; only an .h5ad file can take the result in place, choose another name with -o"
             raise OutputError(msg)
         with h5py.File(out, "r") as file:
-            if key in file.get("obsm", ()) and not overwrite:
-                msg = f"{out} already has obsm[{key!r}]; pass --overwrite to replace it, or another name with --key-added"
+            if (there := [key for key in keys if key in file.get("obsm", ())]) and not overwrite:
+                msg = f"{out} already has obsm[{there[0]!r}]; pass --overwrite to replace it, or another name with --key-added"
                 raise OutputError(msg)
     elif out.exists() and not overwrite:
         msg = f"{out} exists; pass --overwrite to replace it, or choose another name with -o"
         raise OutputError(msg)
 
 
-def write(out: Path, *, source: Path, key: str, names: list[str], values: Vectors | Ragged, receipt: Receipt) -> None:
-    """Write vectors and their receipt.
+def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
+    """Write finished vectors and their receipts. Of the vectors only a piece is in memory at a time.
 
-    One vector per token (a :class:`Ragged`) goes to ``.parquet`` only: a row per token, with the ``id`` of its input, its ``position``
-    there and its ``token``. One vector per input:
+    One vector per token goes to ``.parquet`` only: a row per token, with the ``id`` of its input, its ``position`` there and its
+    ``token``. One vector per input:
 
     ``.h5ad``: a copy of the input (or the input itself, if it is `out`) with ``obsm[key]`` and ``uns["cellfm"][key]``; matrices are
     copied as bytes, never read. ``.zarr``: an AnnData store with ``obs``, ``obsm`` and ``uns``. ``.parquet``: one column per
     dimension, rows named, the receipt in the schema's metadata. ``.npy``: the array, beside it ``.ids.txt`` and ``.receipt.json``.
+
+    What the models saw of each cell, where that was asked for, goes to ``obs``, named by the key; into ``.parquet`` behind the dimensions;
+    beside an ``.npy`` into ``.qc.parquet``.
+
+    What each row was made from (see :mod:`cellfm_hub.jobs.content`) is kept in ``uns["cellfm_rows"]``, the metadata, or ``.rows.npz``.
+
+    Parameters
+    ----------
+    out
+        Where the result shall go.
+    result
+        The finished parts.
+    source
+        The data.
+    folder
+        On the same disk as `out`: where it grows.
 
     Raises
     ------
@@ -94,27 +124,30 @@ def write(out: Path, *, source: Path, key: str, names: list[str], values: Vector
         If the file cannot be written; what was there before is untouched.
     """
     try:
-        if isinstance(values, Ragged):
-            with _appearing_when_complete(out) as partial:
-                _write_ragged(partial, names, values, receipt)
+        if same_file(out, source):
+            with changing(out, folder / "redo.npz") as file:
+                _add_to_h5ad(file, result)
             return
-        if _same_file(out, source):
-            with h5py.File(out, "r+") as file:
-                _add_to_h5ad(file, key, values, receipt)
-            return
-        with _appearing_when_complete(out) as partial:
-            if out.suffix == ".h5ad":
-                _write_h5ad(partial, source, key, names, values, receipt)
-            elif out.suffix == ".zarr":
-                _anndata(source, key, names, values, receipt).write_zarr(partial)
-            elif out.suffix == ".parquet":
-                _write_parquet(partial, names, values, receipt)
+        growing = folder / f"result{out.suffix}"
+        _remove(growing)
+        if out.suffix == ".h5ad":
+            if source.suffix == ".h5ad":
+                shutil.copyfile(source, growing)
             else:
-                with partial.open("wb") as file:
-                    np.save(file, values)
-                out.with_suffix(".ids.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-                out.with_suffix(".receipt.json").write_text(json.dumps(receipt, indent=1), encoding="utf-8")
+                _annotation(source, result).write_h5ad(growing)
+            with hdf5_file(growing) as file:
+                _add_to_h5ad(file, result)
+        elif out.suffix == ".zarr":
+            _write_zarr(growing, source, result)
+        elif out.suffix == ".parquet":
+            _write_parquet(growing, result)
+        else:
+            _write_npy(growing, out, result)
+        _sync(growing)
+        _replace(growing, out)
     except OSError as error:
+        if isinstance(error, OutputError):
+            raise
         msg = f"{out} cannot be written: {error.strerror or error}; free space or choose another place with -o"
         raise OutputError(msg) from error
 
@@ -126,79 +159,176 @@ def _is_legacy(source: Path) -> bool:
         return isinstance(file.get("obs"), h5py.Dataset)
 
 
-def _same_file(out: Path, source: Path) -> bool:
+def same_file(out: Path, source: Path) -> bool:
+    """Whether the result goes into the input itself."""
     return out.exists() and source.exists() and out.samefile(source)
 
 
-@contextmanager
-def _appearing_when_complete(out: Path) -> Iterator[Path]:
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        if out.is_dir():
-            shutil.rmtree(out)
-        partial.replace(out)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+# AnnData's formats
 
 
-def _write_h5ad(partial: Path, source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt) -> None:
-    if source.suffix == ".h5ad":
-        shutil.copyfile(source, partial)
-        with h5py.File(partial, "r+") as file:
-            _add_to_h5ad(file, key, values, receipt)
-    else:
-        _anndata(source, key, names, values, receipt).write_h5ad(partial)
-
-
-def _add_to_h5ad(file: h5py.File, key: str, values: Vectors, receipt: Receipt) -> None:
+def _add_to_h5ad(file: h5py.File, result: "Finished") -> None:
     from anndata.io import write_elem
 
-    for place in ("obsm", "uns", "uns/cellfm"):
-        if place not in file:
-            write_elem(file, place, {})
-    write_elem(file, f"obsm/{key}", values)
-    write_elem(file, f"uns/cellfm/{key}", receipt)
+    for name in ("obsm", "uns", "uns/cellfm", "uns/cellfm_rows"):
+        if name not in file:
+            write_elem(file, name, {})
+    for place, model in enumerate(result.models):
+        obsm, rows = file["obsm"], _chunk_rows(model.width)
+        # Under another name first: HDF5 would put the new vectors into the room of the old ones, and a crash could leave neither.
+        array = obsm.create_dataset(
+            f".{model.key}", (result.rows, model.width), np.float32, chunks=(min(rows, result.rows), model.width), track_times=False
+        )
+        _fill(array, result.vectors(place))
+        for group in (obsm, file["uns/cellfm"], file["uns/cellfm_rows"]):
+            if model.key in group:
+                del group[model.key]
+        obsm.move(f".{model.key}", model.key)
+        write_elem(file, f"uns/cellfm/{model.key}", model.receipt)
+        if about := _rows_of(result, place):
+            write_elem(file, f"uns/cellfm_rows/{model.key}", about)
+    columns, obs = result.qc_columns(), file["obs"]
+    for name, column in columns.items():
+        write_elem(obs, name, column)
+    if columns:
+        order = list(dict.fromkeys([*obs.attrs["column-order"], *columns]))
+        obs.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
 
 
-def _anndata(source: Path, key: str, names: list[str], values: Vectors, receipt: Receipt) -> Any:
-    """Make an AnnData object of the result alone, with the annotation of the rows."""
+def _write_zarr(growing: Path, source: Path, result: "Finished") -> None:
+    import zarr
+
+    annotation = _annotation(source, result)
+    annotation.uns["cellfm"] = {model.key: model.receipt for model in result.models}
+    annotation.uns["cellfm_rows"] = {m.key: about for place, m in enumerate(result.models) if (about := _rows_of(result, place))}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Writing zarr v2 data")  # whichever format AnnData writes, readers know both
+        annotation.write_zarr(growing)
+    # The summary of all metadata that AnnData wrote must not be used while arrays are added, and is then written again.
+    direct: dict[str, Any] = {"use_consolidated": False} if int(zarr.__version__.split(".")[0]) >= 3 else {}
+    obsm: Any = zarr.open_group(str(growing), mode="r+", **direct)["obsm"]
+    for place, model in enumerate(result.models):
+        create = getattr(obsm, "create_array", None) or obsm.create_dataset  # zarr 3, zarr 2
+        rows = min(_chunk_rows(model.width), result.rows)
+        _fill(create(model.key, shape=(result.rows, model.width), chunks=(rows, model.width), dtype="float32"), result.vectors(place))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")  # of zarr's format 3: a plan of theirs
+        zarr.consolidate_metadata(str(growing))
+
+
+def _fill(array: Any, pieces: Iterable[Vectors]) -> None:
+    """Write vectors into an array on disk, marked as AnnData marks them."""
+    array.attrs["encoding-type"], array.attrs["encoding-version"] = "array", "0.2.0"
+    start = 0
+    for piece in pieces:
+        array[start : start + len(piece)] = piece
+        start += len(piece)
+
+
+def _chunk_rows(width: int) -> int:
+    return max(CHUNK_BYTES // (4 * width), 1)
+
+
+def _annotation(source: Path, result: "Finished") -> Any:
+    """Make an AnnData object without vectors, with the annotation of the rows."""
     from anndata import AnnData
 
     from cellfm_hub.sources.cells import open_cells
 
-    obs = pd.DataFrame(index=pd.Index(names, name="id"))
     if source.suffix in (".h5ad", ".zarr", ".h5mu", ".loom"):
         with open_cells(source, None, "the result") as cells:
-            obs = cells.obs
-    return AnnData(obs=obs, obsm={key: values}, uns={"cellfm": {key: receipt}})
+            return AnnData(obs=cells.obs.assign(**result.qc_columns()))
+    names = pd.Index([name for names in result.names() for name in names], name="id")
+    return AnnData(obs=pd.DataFrame(result.qc_columns(), index=names))
 
 
-def _write_parquet(partial: Path, names: list[str], values: Vectors, receipt: Receipt) -> None:
-    import pyarrow as pa
+def _rows_of(result: "Finished", place: int) -> dict[str, Any] | None:
+    content = result.content(place)
+    return None if content is None else {"content": content, "sha256": result.vectors_sha256(place)}
+
+
+# Tables and arrays
+
+
+def _write_parquet(growing: Path, result: "Finished") -> None:
     import pyarrow.parquet as pq
 
-    columns = [str(i) for i in range(values.shape[1])]
-    table = pa.Table.from_pandas(pd.DataFrame(values, index=pd.Index(names, name="id"), columns=columns))
-    pq.write_table(_with_receipt(table, receipt), partial)
+    metadata = {b"cellfm": json.dumps(result.models[0].receipt).encode()}
+    if not result.per_token and result.rows <= MOST_CONTENT_IN_PARQUET and (about := _rows_of(result, 0)):
+        packed = about | {"content": base64.b64encode(about["content"].tobytes()).decode()}
+        metadata[b"cellfm_rows"] = json.dumps(packed).encode()
+    writer = None
+    with growing.open("wb") as file:
+        for table in result.tables() if result.per_token else _vector_tables(result):
+            if writer is None:
+                writer = pq.ParquetWriter(file, table.schema.with_metadata({**(table.schema.metadata or {}), **metadata}))
+            writer.write_table(table.replace_schema_metadata(writer.schema.metadata))
+        if writer is not None:
+            writer.close()
 
 
-def _write_ragged(partial: Path, names: list[str], values: Ragged, receipt: Receipt) -> None:
+def _vector_tables(result: "Finished") -> Iterator[Any]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    lengths = np.diff(values.offsets)
-    # A base that was cut off has no token.
-    tokens = np.where(values.ids < 0, "", values.vocabulary[values.ids])
-    inputs = pa.DictionaryArray.from_arrays(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), pa.array(names))
-    leading = {"id": inputs, "position": np.arange(len(values.ids)) - np.repeat(values.offsets[:-1], lengths), "token": tokens}
-    table = pa.table(leading | {str(i): column for i, column in enumerate(values.values.T)})
-    pq.write_table(_with_receipt(table, receipt), partial)
+    columns = [str(i) for i in range(result.models[0].width)]
+    start, qc = 0, result.qc_columns()
+    for names, vectors in zip(result.names(), result.vectors(0), strict=True):
+        frame = pd.DataFrame(vectors, index=pd.Index(names, name="id"), columns=columns)
+        yield pa.Table.from_pandas(frame.assign(**{name: column[start : start + len(names)] for name, column in qc.items()}))
+        start += len(names)
 
 
-def _with_receipt(table: Any, receipt: Receipt) -> Any:
-    """Put the receipt into the metadata of an arrow table, under ``cellfm``."""
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"cellfm": json.dumps(receipt).encode()})
+def _write_npy(growing: Path, out: Path, result: "Finished") -> None:
+    model = result.models[0]
+    beside: Mapping[str, Path] = {
+        suffix: growing.with_suffix(suffix) for suffix in (".ids.txt", ".receipt.json", ".rows.npz", ".qc.parquet")
+    }
+    with beside[".ids.txt"].open("w", encoding="utf-8") as file:
+        for names in result.names():
+            file.writelines(f"{name}\n" for name in names)
+    beside[".receipt.json"].write_text(json.dumps(model.receipt, indent=1), encoding="utf-8")
+    about = _rows_of(result, 0)
+    if about is None:
+        out.with_suffix(".rows.npz").unlink(missing_ok=True)
+    else:
+        with beside[".rows.npz"].open("wb") as binary:
+            np.savez(binary, **about)
+    out.with_suffix(".qc.parquet").unlink(missing_ok=True)
+    if columns := result.qc_columns():
+        index = pd.Index([name for names in result.names() for name in names], name="id")
+        pd.DataFrame(columns, index=index).to_parquet(beside[".qc.parquet"])
+    with growing.open("wb") as binary:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (result.rows, model.width)}
+        np.lib.format.write_array_header_1_0(binary, header)
+        for piece in result.vectors(0):
+            binary.write(np.ascontiguousarray(piece, dtype="<f4").data)
+    for suffix, path in beside.items():
+        if path.exists():
+            _sync(path)
+            path.replace(out.with_suffix(suffix))
+
+
+# Names and disks
+
+
+def _sync(path: Path) -> None:
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb+") as opened:
+                sync(opened.fileno())
+
+
+def _replace(growing: Path, out: Path) -> None:
+    if out.is_dir():  # a folder cannot be replaced in one step
+        aside = growing.with_name("replaced")
+        _remove(aside)
+        out.rename(aside)
+    growing.replace(out)
+    sync_folder(out.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

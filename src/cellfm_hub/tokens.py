@@ -121,6 +121,13 @@ class Tokens:
         taken |= {n: a[index] for n in self._PER_ROW if (a := getattr(self, n)) is not None}
         return Tokens(offsets=offsets_from_lengths(lengths), **taken)
 
+    def first_tokens(self) -> "Tokens":
+        """Return the first token of each row as a row of its own. No row may be empty."""
+        starts = self.offsets[:-1]
+        taken: dict[str, Any] = {n: a[starts] for n in self._PER_TOKEN if (a := getattr(self, n)) is not None}
+        taken |= {n: getattr(self, n) for n in self._PER_ROW}
+        return Tokens(offsets=np.arange(len(self.offsets)), **taken)
+
     @classmethod
     def concatenate(cls, parts: Sequence["Tokens"]) -> "Tokens":
         """Join blocks of rows. Fields that a block lacks must be lacking in all.

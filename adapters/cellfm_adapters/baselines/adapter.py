@@ -79,15 +79,19 @@ class PcaAdapter(CellFeatures):
         adapter.n_top_genes, adapter.embedding_dim = options.n_top_genes, options.n_components
         return adapter
 
+    def check_size(self, cells: int, genes: int) -> None:
+        genes = min(genes, self.n_top_genes)
+        possible = min(cells, genes) - 1
+        if self.embedding_dim > possible:
+            msg = f"n_components={self.embedding_dim}, but {cells} cells with {genes} genes have at most {possible};"
+            msg += f" pass options={{'n_components': {max(possible, 1)}}}"
+            raise InputError(msg)
+
     def embed(self, counts: CountMatrix, seed: int) -> NDArray[np.float32]:
         import scanpy as sc
 
         adata = _variable_genes(counts, self.n_top_genes)
-        possible = min(adata.shape) - 1
-        if self.embedding_dim > possible:
-            msg = f"n_components={self.embedding_dim}, but {counts.shape[0]} cells with {adata.n_vars} genes have at most {possible};"
-            msg += f" pass options={{'n_components': {max(possible, 1)}}}"
-            raise InputError(msg)
+        self.check_size(*adata.shape)
         sc.pp.pca(adata, n_comps=self.embedding_dim, svd_solver="arpack", random_state=seed)
         return np.asarray(adata.obsm["X_pca"], dtype=np.float32)
 

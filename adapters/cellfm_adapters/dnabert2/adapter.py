@@ -29,6 +29,7 @@ class Dnabert2Adapter(SequenceAdapter):
     """Either model; how its file was saved is read from the file."""
 
     options = Dnabert2Options
+    first_only = True
     poolings = ("mean", "cls", "max", "mean-bases")
     unlimited = True
     saved_with: ClassVar[Head] = "masked-lm"

@@ -51,9 +51,9 @@ class Dnabert2(nn.Module):
             )
         )
 
-    def forward(self, batch: PackedBatch, layer: int) -> Tensor:
-        """Return the state after `layer`, ``(T, D)``; 0 is the embedding output."""
+    def forward(self, batch: PackedBatch, layer: int, *, first_only: bool = False) -> Tensor:
+        """Return the state after `layer`, ``(T, D)``, or of first tokens ``(B, D)``; 0 is the embedding output."""
         # Every token is of type 0, and that row is not zero.
         x = self.embedding_norm(self.words(batch.ids) + self.token_types.weight[0])  # (T, D)
-        out: Tensor = self.encoder(x, batch, layer)  # (T, D)
+        out: Tensor = self.encoder(x, batch, layer, first_only=first_only)  # (T, D)
         return out

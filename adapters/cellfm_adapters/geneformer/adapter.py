@@ -13,7 +13,7 @@ from cellfm_adapters.geneformer.dictionaries import find_dictionaries
 from cellfm_adapters.geneformer.model import Geneformer, GeneformerConfig
 from cellfm_adapters.geneformer.tokenizer import Tokenizer
 from cellfm_adapters.geneformer.weights import layout
-from cellfm_hub.adapter import CellAdapter, Options, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
 from cellfm_hub.checkpoints import WEIGHT_FILES, CheckpointFiles
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.safe_files import read_json_object, read_tensors
@@ -21,7 +21,7 @@ from cellfm_hub.tokens import Tokens
 from cellfm_hub.weights import Layout, load_network
 
 
-class GeneformerOptions(Options):
+class GeneformerOptions(CellOptions):
     """Switches of Geneformer."""
 
     dictionaries: Path | None = None
@@ -34,6 +34,7 @@ class GeneformerAdapter(CellAdapter):
     options = GeneformerOptions
     gene_columns: ClassVar[tuple[str, ...]] = ("ensembl_id",)
     obs_columns: ClassVar[tuple[str, ...]] = ("filter_pass",)
+    first_only = True
     pool_special = False  # "cell" of the original release: the mean over genes
 
     network: Geneformer

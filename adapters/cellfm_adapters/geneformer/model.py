@@ -45,9 +45,9 @@ class Geneformer(nn.Module):
             )
         )
 
-    def forward(self, batch: PackedBatch, layer: int) -> Tensor:
-        """Return the state after `layer`, ``(T, D)``; 0 is the embedding output."""
+    def forward(self, batch: PackedBatch, layer: int, *, first_only: bool = False) -> Tensor:
+        """Return the state after `layer`, ``(T, D)``, or of first tokens ``(B, D)``; 0 is the embedding output."""
         # The position of a gene is its rank: order carries the expression.
         x = self.genes(batch.ids) + self.ranks(batch.positions) + self.token_types.weight[0]  # (T, D)
-        out: Tensor = self.encoder(self.norm(x), batch, layer)  # (T, D)
+        out: Tensor = self.encoder(self.norm(x), batch, layer, first_only=first_only)  # (T, D)
         return out

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.genes import CountMatrix, GeneMap
-from cellfm_hub.kernels import argsort_rows_descending
-from cellfm_hub.tokens import Tokens, flat_indices, offsets_from_lengths
+from cellfm_hub.kernels import compiled, longest_row, sort_row
+from cellfm_hub.tokens import Tokens, offsets_from_lengths
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,51 @@ class Tokenizer:
         """
         special = self.dictionaries.tokens
         frame = 1 if self.dictionaries.has_cls else 0  # <cls> in front, <eos> behind
-        expression = counts.data / self._median_of_token[genes.tokens][counts.indices]  # float64
         row_starts = counts.indptr.astype(np.int64)
-        ranked = genes.tokens[counts.indices[argsort_rows_descending(expression, row_starts)]]
-
         expressed = np.diff(row_starts)
         kept = np.minimum(expressed, self.max_tokens - 2 * frame)
         offsets = offsets_from_lengths(np.where(kept > 0, kept + 2 * frame, 0))
         ids = np.empty(offsets[-1], dtype=np.int32)
-        ids[flat_indices(offsets[:-1] + frame, kept)] = ranked[flat_indices(row_starts[:-1], kept)]
+        medians = self._median_of_token[genes.tokens]
+        rank_genes(counts.data, counts.indices, row_starts, medians, genes.tokens, ids, offsets[:-1] + frame, kept)
         if frame:
             ids[offsets[:-1][kept > 0]] = special["<cls>"]
             ids[offsets[1:][kept > 0] - 1] = special["<eos>"]
         return Tokens(ids=ids, offsets=offsets, cut=expressed - kept)
+
+
+@compiled
+def rank_genes(
+    counts: NDArray[np.floating],
+    genes: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    medians: NDArray[np.float64],
+    tokens: NDArray[np.int32],
+    ids: NDArray[np.int32],
+    places: NDArray[np.int64],
+    kept: NDArray[np.int64],
+) -> None:
+    """Write the tokens of each cell's genes, largest count over median first.
+
+    Parameters
+    ----------
+    counts, genes
+        ``(total,)`` the count of each expressed gene of each cell, and which gene it is.
+    offsets
+        ``(n + 1,)`` where cells begin and end.
+    medians, tokens
+        ``(g,)`` of each gene; medians float64, and so is the quotient.
+    ids
+        Written to: from ``places[i]`` on the first ``kept[i]`` genes of cell *i*.
+    """
+    longest = longest_row(offsets)
+    values = np.empty(longest, dtype=np.float64)
+    keys, index = np.empty((2, longest), dtype=np.uint32), np.empty((2, longest), dtype=np.int32)
+    buckets = np.empty((3, 2048), dtype=np.int32)
+    for cell in range(len(offsets) - 1):
+        start, length = offsets[cell], offsets[cell + 1] - offsets[cell]
+        for i in range(length):
+            values[i] = counts[start + i] / medians[genes[start + i]]
+        order = sort_row(values[:length], keys, index, buckets)
+        for i in range(kept[cell]):
+            ids[places[cell] + i] = tokens[genes[start + order[i]]]

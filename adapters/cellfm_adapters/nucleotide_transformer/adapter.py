@@ -29,6 +29,7 @@ class NucleotideTransformerAdapter(SequenceAdapter):
     """Both generations, AgroNT and the 3-mer model; which one is read from the checkpoint."""
 
     options = NucleotideTransformerOptions
+    first_only = True
     poolings = ("mean", "cls", "max", "mean-bases")
 
     network: NucleotideTransformer

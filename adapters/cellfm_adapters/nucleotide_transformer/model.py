@@ -66,8 +66,11 @@ class NucleotideTransformer(nn.Module):
             )
         )
 
-    def forward(self, batch: PackedBatch, layer: int) -> Tensor:
-        """Return the state after `layer`, ``(T, D)``; 0 is the embedding output, the last has passed the final LayerNorm."""
+    def forward(self, batch: PackedBatch, layer: int, *, first_only: bool = False) -> Tensor:
+        """Return the state after `layer`, ``(T, D)``, or of first tokens ``(B, D)``; 0 is the embedding output.
+
+        The last has passed the final LayerNorm.
+        """
         x = self.words(batch.ids)  # (T, D)
         if self.config.token_dropout:
             # Words are scaled as if a share of them had been masked, whether any is or not: without a mask by 0.88.
@@ -76,5 +79,5 @@ class NucleotideTransformer(nn.Module):
             x = x.masked_fill(masked[:, None], 0.0) * batch.per_token((1 - _MASK_RATIO_TRAIN) / (1 - share)).to(x.dtype)
         if self.positions is not None:
             x = x + self.positions(batch.positions + self.config.pad_token_id + 1)
-        out: Tensor = self.encoder(x, batch, layer)  # (T, D)
+        out: Tensor = self.encoder(x, batch, layer, first_only=first_only)  # (T, D)
         return out

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellfm_hub.errors import CheckpointFormatError
+from cellfm_hub.kernels import compiled
 from cellfm_hub.sequences import base_codes, kmer_codes
-from cellfm_hub.tokens import Tokens, offsets_from_lengths
+from cellfm_hub.tokens import Tokens
 
 _BASES = "ATCG"  # the order of the published vocabulary
 _N = len(_BASES)
@@ -58,26 +59,52 @@ class Tokenizer:
     def tokenize(self, sequences: Sequence[str]) -> Tokens:
         """Split sequences into tokens, without special ones."""
         codes, starts = base_codes(sequences, _BASES + "N")  # (L,) all letters end to end
-        # Letters fall into runs of bases, of N, and of foreign letters; a run ends with its sequence.
-        kind = np.where(codes < 0, 2, np.where(codes == _N, 1, 0))
-        run_begins = np.ones(len(codes) + 1, dtype=bool)
-        run_begins[1:-1] = kind[1:] != kind[:-1]
-        run_begins[starts] = True
-        run_begins = run_begins[:-1]  # the last place belongs to sequences that are empty
-        begins = np.flatnonzero(run_begins)
-        run = np.cumsum(run_begins) - 1
-        run_length = np.diff(begins, append=len(codes))
-        in_run = np.arange(len(codes)) - begins[run]
+        ids, widths, offsets = split(codes, starts, self.k, self._kmer_ids, self._letter_ids)
+        return Tokens(ids=ids, offsets=offsets, widths=widths)
 
-        whole = in_run < (run_length // self.k * self.k)[run]  # inside the part of a run that k-mers cover
-        is_kmer = (kind == 0) & whole & (in_run % self.k == 0)
-        is_letter = ((kind == 0) & ~whole) | (kind == 1)
-        is_unknown = (kind == 2) & (in_run == 0)
-        at = np.flatnonzero(is_kmer | is_letter | is_unknown)
 
-        ids = self._letter_ids[codes[at]]
-        kmer_at = is_kmer[at]
-        ids[kmer_at] = self._kmer_ids[kmer_codes(codes, self.k, 4)[at[kmer_at]]]
-        per_sequence = np.searchsorted(at, starts)  # the first token at or behind each sequence's begin
-        # A token reaches to the next one, or to the end of the last sequence.
-        return Tokens(ids=ids, offsets=offsets_from_lengths(np.diff(per_sequence)), widths=np.diff(at, append=len(codes)))
+@compiled
+def split(
+    codes: NDArray[np.int8], starts: NDArray[np.int64], k: int, kmer_ids: NDArray[np.int32], letter_ids: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Read sequences from left to right.
+
+    Parameters
+    ----------
+    codes
+        ``(L,)`` letters, A T C G N as 0 … 4, any other as -1.
+    starts
+        ``(n + 1,)`` where sequences begin and end.
+    kmer_ids
+        ``(4^k,)`` id of each k-mer, first base most significant.
+    letter_ids
+        Ids of A T C G N, and last that of ``<unk>``.
+
+    Returns
+    -------
+    The id of each token, how many letters it covers, and where the tokens of each sequence begin and end.
+    """
+    ids, widths = np.empty(len(codes), dtype=np.int32), np.empty(len(codes), dtype=np.int32)
+    offsets = np.zeros(len(starts), dtype=np.int64)
+    tokens = 0
+    for sequence in range(len(starts) - 1):
+        place, end = starts[sequence], starts[sequence + 1]
+        while place < end:
+            number, read = 0, 0
+            while read < k and place + read < end and 0 <= codes[place + read] < _N:
+                number = number * _N + codes[place + read]
+                read += 1
+            if read == k:
+                ids[tokens] = kmer_ids[number]
+            elif codes[place] >= 0:
+                ids[tokens], read = letter_ids[codes[place]], 1
+            else:  # a run of foreign letters is one token
+                read = 1
+                while place + read < end and codes[place + read] < 0:
+                    read += 1
+                ids[tokens] = letter_ids[-1]
+            widths[tokens] = read
+            place += read
+            tokens += 1
+        offsets[sequence + 1] = tokens
+    return ids[:tokens].copy(), widths[:tokens].copy(), offsets

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cellfm_adapters.scfoundation.model import ScFoundation, ScFoundationConfig
 from cellfm_adapters.scfoundation.tokenizer import TargetDepth, Tokenizer
 from cellfm_adapters.scfoundation.weights import layout, sub_model
-from cellfm_hub.adapter import CellAdapter, Options, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.errors import CheckpointFormatError, InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
@@ -26,7 +26,7 @@ from cellfm_hub.weights import Layout, load_network
 GENE_LIST = "OS_scRNA_gene_index.19264.tsv"
 
 
-class ScFoundationOptions(Options):
+class ScFoundationOptions(CellOptions):
     """Switches of scFoundation, named as in the original release."""
 
     input_type: Literal["singlecell", "bulk"] = "singlecell"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cellfm_adapters.scgpt.model import ScGPT, ScGPTConfig
 from cellfm_adapters.scgpt.tokenizer import Ties, Tokenizer, Vocabulary
 from cellfm_adapters.scgpt.weights import layout, published_tensors
-from cellfm_hub.adapter import CellAdapter, Options, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.genes import CountMatrix, GeneMap
@@ -21,7 +21,7 @@ from cellfm_hub.tokens import Tokens
 from cellfm_hub.weights import Layout, load_network
 
 
-class ScGPTOptions(Options):
+class ScGPTOptions(CellOptions):
     """Switches of scGPT."""
 
     ties: Ties = "seeded"
@@ -35,6 +35,7 @@ class ScGPTAdapter(CellAdapter):
 
     options = ScGPTOptions
     gene_columns: ClassVar[tuple[str, ...]] = ("feature_name",)
+    first_only = True
     pool_special = False
     unlimited = True  # no positions: the network itself takes rows of any length
 

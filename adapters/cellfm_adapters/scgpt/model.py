@@ -79,9 +79,9 @@ class ScGPT(nn.Module):
             )
         )
 
-    def forward(self, batch: PackedBatch, layer: int) -> Tensor:
-        """Return the state after `layer`, ``(T, D)``; 0 is the embedding output."""
+    def forward(self, batch: PackedBatch, layer: int, *, first_only: bool = False) -> Tensor:
+        """Return the state after `layer`, ``(T, D)``, or of first tokens ``(B, D)``; 0 is the embedding output."""
         assert batch.values is not None
         x = self.encoder(batch.ids) + self.value_encoder(batch.values)  # (T, D)
-        out: Tensor = self.transformer_encoder(x, batch, layer)  # (T, D)
+        out: Tensor = self.transformer_encoder(x, batch, layer, first_only=first_only)  # (T, D)
         return out

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.genes import CountMatrix, GeneMap
-from cellfm_hub.kernels import argsort_rows_descending, compiled
+from cellfm_hub.kernels import argsort_rows_descending, compiled, longest_row
 from cellfm_hub.seeding import advance, row_seeds, uniform
-from cellfm_hub.tokens import Tokens, flat_indices, offsets_from_lengths
+from cellfm_hub.tokens import Tokens, offsets_from_lengths
 
 Ties = Literal["seeded", "upper"]
 
@@ -92,32 +92,37 @@ class Tokenizer:
         tokens = genes.tokens[counts.indices]
         offsets = counts.indptr.astype(np.int64)
         expressed = np.diff(offsets)
-        values = counts.data.astype(np.float32).astype(np.float64)  # the original bins float32 numbers
-        order = argsort_rows_descending(values, offsets)
+        numbers = counts.data.astype(np.float32).astype(np.float64)  # the original bins float32 numbers
+        order = argsort_rows_descending(numbers, offsets)
 
         seeds = row_seeds(tokens, counts.data, offsets, seed)
         places = tokens.astype(np.int64)
         if len(np.unique(genes.tokens)) < len(genes.tokens):
             places = number_copies(tokens, order, offsets, len(self.vocabulary))
         draws = draw(seeds, places, offsets) if self.ties == "seeded" else np.zeros(len(tokens))
-        bins = bin_rows(values, order, offsets, draws)
+        bins = bin_rows(numbers, order, offsets, draws)
 
         limit = self.max_length - 1  # <cls> counts
-        kept = np.minimum(expressed, limit)
-        if (kept < expressed).any():
-            chosen = sample_rows(seeds, places, offsets, limit)
-            tokens, bins = tokens[chosen], bins[chosen]
-        return self.frame(tokens, bins, kept, cut=expressed - kept)
+        cut = np.maximum(expressed - limit, 0)
+        chosen = sample_rows(seeds, places, offsets, limit) if cut.any() else None
+        return self.frame(tokens, bins, expressed, cut=cut, chosen=chosen)
 
-    def frame(self, tokens: NDArray[np.int32], bins: NDArray[np.float32], lengths: NDArray[np.int64], cut: NDArray[np.int64]) -> Tokens:
-        """Put ``<cls>`` in front of every cell that has genes."""
-        filled = lengths > 0
-        offsets = offsets_from_lengths(lengths + filled)
-        places = flat_indices(offsets[:-1] + filled, lengths)
-        ids = np.full(offsets[-1], self.vocabulary.ids["<cls>"], dtype=np.int32)
-        values = np.full(offsets[-1], self.pad_value, dtype=np.float32)
-        ids[places], values[places] = tokens, bins
-        return Tokens(ids=ids, values=values, offsets=offsets, cut=cut)
+    def frame(
+        self,
+        tokens: NDArray[np.int32],
+        bins: NDArray[np.float32],
+        lengths: NDArray[np.int64],
+        *,
+        cut: NDArray[np.int64],
+        chosen: NDArray[np.bool_] | None = None,
+    ) -> Tokens:
+        """Put ``<cls>`` in front of every cell that has genes; `chosen` says which entries stay where `cut` are left out."""
+        offsets, kept = offsets_from_lengths(lengths), lengths - cut
+        framed = offsets_from_lengths(kept + (kept > 0))
+        ids = np.full(framed[-1], self.vocabulary.ids["<cls>"], dtype=np.int32)
+        values = np.full(framed[-1], self.pad_value, dtype=np.float32)
+        copy_rows(tokens, bins, np.ones(len(tokens), np.bool_) if chosen is None else chosen, offsets, ids, values, framed[:-1] + 1)
+        return Tokens(ids=ids, values=values, offsets=framed, cut=cut)
 
 
 @compiled
@@ -196,13 +201,54 @@ def draw(seeds: NDArray[np.uint64], places: NDArray[np.int64], offsets: NDArray[
     return draws
 
 
+@compiled
 def sample_rows(seeds: NDArray[np.uint64], places: NDArray[np.int64], offsets: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
-    """Choose `limit` entries of each longer row, uniformly and without replacement: those that draw the largest numbers."""
-    lengths = np.diff(offsets)
-    longer = np.flatnonzero(lengths > limit)
-    entries = flat_indices(offsets[longer], lengths[longer])
-    starts = offsets_from_lengths(lengths[longer])
-    ranked = argsort_rows_descending(draw(seeds[longer], places[entries] + _SAMPLES, starts), starts)
+    """Choose `limit` entries of each longer row, uniformly and without replacement: those that draw the largest numbers.
+
+    Of entries that draw the same number the first goes first. Nothing is sorted: a histogram tells from which number on entries are
+    chosen, but for the few that share its bar.
+    """
     chosen = np.ones(len(places), dtype=np.bool_)
-    chosen[entries[ranked[flat_indices(starts[:-1] + limit, lengths[longer] - limit)]]] = False
+    bars = np.empty(2048, dtype=np.int64)
+    draws = np.empty(longest_row(offsets))
+    for row in range(len(seeds)):
+        start, length = offsets[row], offsets[row + 1] - offsets[row]
+        if length <= limit:
+            continue
+        bars[:] = 0
+        for i in range(length):
+            draws[i] = uniform(advance(seeds[row], places[start + i] + _SAMPLES))
+            bars[int(draws[i] * 2048)] += 1
+        missing, bar = limit, 2047
+        while bars[bar] <= missing:
+            missing -= bars[bar]
+            bar -= 1
+        for i in range(length):
+            if int(draws[i] * 2048) <= bar:
+                chosen[start + i] = False
+        for _ in range(missing):
+            largest = -1
+            for i in range(length):
+                if int(draws[i] * 2048) == bar and not chosen[start + i] and (largest < 0 or draws[i] > draws[largest]):
+                    largest = i
+            chosen[start + largest] = True
     return chosen
+
+
+@compiled
+def copy_rows(
+    tokens: NDArray[np.int32],
+    bins: NDArray[np.float32],
+    chosen: NDArray[np.bool_],
+    offsets: NDArray[np.int64],
+    ids: NDArray[np.int32],
+    values: NDArray[np.float32],
+    places: NDArray[np.int64],
+) -> None:
+    """Write the chosen entries of each row to `ids` and `values`, from the row's place on."""
+    for row in range(len(offsets) - 1):
+        place = places[row]
+        for i in range(offsets[row], offsets[row + 1]):
+            if chosen[i]:
+                ids[place], values[place] = tokens[i], bins[i]
+                place += 1

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from cellfm_adapters.uce.filtering import filter_genes
 from cellfm_adapters.uce.model import UCE, UCEConfig
 from cellfm_adapters.uce.species import SPECIAL_NAMES, Genes, check_species, new_species, published_genes, tell_species
-from cellfm_adapters.uce.tokenizer import PlacedGenes, place_genes, tokenize
+from cellfm_adapters.uce.tokenizer import SAMPLE_SIZE, PlacedGenes, place_genes, tokenize
 from cellfm_adapters.uce.weights import TOKEN_TABLE, layout, read_config
-from cellfm_hub.adapter import CellAdapter, Options, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.engine.run import full_float32
 from cellfm_hub.errors import InputError
@@ -33,7 +33,7 @@ PROJECTED_TOGETHER = 1024
 """Rows of the token table that are projected at once, always the same ones together, so that results do not depend on what came before."""
 
 
-class UCEOptions(Options):
+class UCEOptions(CellOptions):
     """Switches of UCE."""
 
     filter: bool = False
@@ -54,7 +54,9 @@ class UCEAdapter(CellAdapter):
     """The 4-layer and the 33-layer model."""
 
     options = UCEOptions
+    first_only = True
     poolings = ("cls", "mean", "max")
+    tokens_per_cell: ClassVar[int] = 1 + SAMPLE_SIZE + 2 * 24  # human chromosomes
 
     network: UCE
     genes: Genes

@@ -70,10 +70,13 @@ class UCE(nn.Module):
         projected: Tensor = self.projection(unit) * sqrt(self.tokens.shape[1])  # (n, D)
         return projected
 
-    def forward(self, batch: PackedBatch, layer: int) -> Tensor:
-        """Return the state after block `layer`, ``(T, D)``; 0 is the embedding output, the last has passed the decoder, ``(T, O)``."""
+    def forward(self, batch: PackedBatch, layer: int, *, first_only: bool = False) -> Tensor:
+        """Return the state after block `layer`, ``(T, D)``, or of first tokens ``(B, D)``; 0 is the embedding output.
+
+        The last has passed the decoder, ``(T, O)`` or ``(B, O)``.
+        """
         x: Tensor = self.tokens[batch.ids] + self.positions[batch.positions, 0]  # (T, D)
-        x = self.encoder(x, batch, layer)  # (T, D)
+        x = self.encoder(x, batch, layer, first_only=first_only)  # (T, D)
         if layer == self.layers:
             x = self.decoder(x)  # (T, O)
         return x

@@ -1,7 +1,10 @@
 """Attention with linear biases (Press et al. 2022, doi:10.48550/arXiv.2108.12409), in its bidirectional form."""
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from cellfm_hub.nn.packed import to_device
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -33,9 +36,9 @@ class Alibi:
 
     def __init__(self, heads: int, longest: int, dtype: torch.dtype, device: torch.device) -> None:
         distance = torch.arange(1 - longest, longest, device=device).abs()  # (2 longest - 1,)
-        slopes = torch.tensor(alibi_slopes(heads), dtype=torch.float32, device=device)
+        self.slopes = to_device(np.array(alibi_slopes(heads), dtype=np.float32), device)  # (H,)
         self.longest = longest
-        self.row = (-slopes[:, None] * distance).to(dtype)  # (H, 2 longest - 1)
+        self.row = (-self.slopes[:, None] * distance).to(dtype)  # (H, 2 longest - 1)
 
     def for_reversed_queries(self, length: int) -> Tensor:
         """Return ``(1, H, length, length)``: last query first, keys in order.

@@ -1,25 +1,108 @@
-"""The one place that knows where a row of a packed batch ends."""
+"""Attention within rows: which kernel does it on this device is tried out, never assumed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cellfm_hub.nn.alibi import Alibi
+from cellfm_hub.nn.kernels import by_bucket, by_row, efficient, flash, flex, plain, varlen
 from cellfm_hub.nn.packed import PackedBatch
 
-BACKEND = "sdpa over packed rows"
-"""Named in receipts and by ``cellfm env``."""
+Kernel = Callable[[Tensor, Tensor, Tensor, PackedBatch, Any], Tensor]
+"""Query, key, value, batch, ALiBi or ``None``."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to compute attention."""
+
+    name: str
+    """Named in receipts and by ``cellfm env``."""
+    kernel: Kernel
+
+
+BY_ROW = Backend("sdpa by row", by_row)
+BY_BUCKET = Backend("sdpa by length bucket", by_bucket)
+VARLEN = Backend("torch varlen_attn", varlen)
+FLASH = Backend("aten flash attention, packed", flash)
+EFFICIENT = Backend("aten efficient attention, packed", efficient)
+FLEX = Backend("flex attention", flex)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend in use, and why."""
+
+    backend: Backend
+    why: str
+    rejected: tuple[tuple[str, str], ...] = ()
+    """Those that would have been preferred: name, and why not."""
+
+
+TOLERANCE = {torch.float32: 5e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""By how much a backend may differ from the plain one on numbers of size 1. A row that looks into its neighbour is off by about 1."""
+
+
+def preference(device_type: str, dtype: torch.dtype, *, biased: bool) -> tuple[Backend, ...]:
+    """Return the backends for a kind of device, fastest first; the last works everywhere and need not be tried.
+
+    On CPUs slices of the packed tensors beat padding, masks and every other kernel.
+    """
+    if device_type == "cuda":
+        if biased:  # the flash kernels inside torch are built without ALiBi
+            return FLEX, BY_ROW
+        half = dtype in (torch.float16, torch.bfloat16)
+        return (VARLEN, FLASH, EFFICIENT, BY_BUCKET) if half else (EFFICIENT, BY_BUCKET)
+    return (BY_BUCKET,) if device_type == "mps" and not biased else (BY_ROW,)
+
+
+def refusal(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, *, biased: bool) -> str | None:
+    """Run a backend on two small ragged batches beside the plain one; return why it cannot be used, ``None`` if it can."""
+    heads = 3
+    generator = torch.Generator().manual_seed(0)
+    for lengths in ((65, 7, 7, 1), (130, 33)):
+        query, key, value = torch.randn(3, sum(lengths), heads, head_dim, generator=generator).to(device, dtype)
+        batch = PackedBatch(ids=torch.zeros(sum(lengths), dtype=torch.int64, device=device), lengths=lengths)
+        alibi = Alibi(heads, batch.longest, dtype, device) if biased else None
+        for queries in (query, query[batch.starts]):
+            try:
+                got = backend.kernel(queries, key, value, batch, alibi).float()
+                error = float((got - plain(queries, key, value, batch, alibi)).abs().max())
+            except torch.OutOfMemoryError:
+                raise  # says nothing about the backend
+            except Exception as failure:  # noqa: BLE001, private operators fail in every way there is
+                return f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0][:160]}"
+            if not error <= TOLERANCE.get(dtype, TOLERANCE[torch.float32]):  # NaN is refused too
+                return f"differs by {error:.1e} from plain attention"
+    return None
+
+
+@cache
+def choose(device: torch.device, dtype: torch.dtype, head_dim: int, *, biased: bool) -> Choice:
+    """Return the first backend that runs here and gives the right numbers."""
+    *candidates, last = preference(device.type, dtype, biased=biased)
+    rejected: list[tuple[str, str]] = []
+    with torch.inference_mode():
+        for backend in candidates:
+            why_not = refusal(backend, device, dtype, head_dim, biased=biased)
+            if why_not is None:
+                return Choice(backend, "tried: agrees with plain attention", tuple(rejected))
+            rejected.append((backend.name, why_not))
+    return Choice(last, "works everywhere" if rejected else f"fastest on {device.type}", tuple(rejected))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, alibi: Alibi | None = None) -> Tensor:
     """Let every token attend to all tokens of its own row.
 
-    Unmasked scaled dot-product attention on slices of the packed tensors; neighbouring rows of equal length share a call. Exact,
-    without padding and without masks, and on CPUs faster than either.
-
     Parameters
     ----------
-    query, key, value
+    query
+        ``(T, heads, head_dim)``, or ``(B, heads, head_dim)``: those of the first token of each row alone.
+    key, value
         ``(T, heads, head_dim)``.
     batch
         Gives the rows.
@@ -28,17 +111,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, alibi:
 
     Returns
     -------
-    ``(T, heads, head_dim)``.
+    In the shape of `query`.
     """
-    out = torch.empty_like(query)
-    for start, rows, length in batch.equal_runs:
-        part = slice(start, start + rows * length)
-        # (T', heads, d) -> (rows, heads, length, d)
-        q, k, v = (x[part].view(rows, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))
-        if alibi is None:
-            attended = F.scaled_dot_product_attention(q, k, v)
-        else:
-            bias = alibi.for_reversed_queries(length)
-            attended = F.scaled_dot_product_attention(q.flip(2), k, v, attn_mask=bias).flip(2)
-        out[part] = attended.transpose(1, 2).flatten(0, 1)
-    return out
+    backend = choose(query.device, query.dtype, query.shape[-1], biased=alibi is not None).backend
+    return backend.kernel(query, key, value, batch, alibi)
+
+
+def report(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Say for ``cellfm env`` which backend is used, and why those before it are not; heads are 64 wide, as in nearly all models."""
+    facts = {}
+    for key, biased in (("attention", False), ("attention_alibi", True)):
+        choice = choose(device, dtype, 64, biased=biased)
+        reasons = [choice.why, *(f"{name} refused: {why}" for name, why in choice.rejected)]
+        facts[key] = f"{choice.backend.name} ({'; '.join(reasons)})"
+    return facts

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellfm_hub.nn.alibi import Alibi
-from cellfm_hub.nn.attention import attend
+from cellfm_hub.nn.attention import attend, choose
 from cellfm_hub.nn.packed import PackedBatch
 from cellfm_hub.nn.rotary import Rotary
 
@@ -71,11 +71,18 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)  # query, key, value stacked
         self.out = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, batch: PackedBatch, rotary: Rotary | None, alibi: Alibi | None = None) -> Tensor:  # (T, D) -> (T, D)
-        """Let tokens of a row look at one another."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, H, E) each
+    def forward(
+        self, x: Tensor, batch: PackedBatch, rotary: Rotary | None, alibi: Alibi | None = None, *, first_only: bool = False
+    ) -> Tensor:  # (T, D) -> (T, D)
+        """Let tokens of a row look at one another; with `first_only` the first of each row at all others, ``(B, D)``."""
+        if first_only:
+            dim, weight, bias = x.shape[1], self.qkv.weight, self.qkv.bias
+            query = F.linear(x[batch.starts], weight[:dim], bias[:dim]).view(len(batch.lengths), self.heads, -1)  # (B, H, E)
+            key, value = F.linear(x, weight[dim:], bias[dim:]).view(len(x), 2, self.heads, -1).unbind(1)  # (T, H, E) each
+        else:
+            query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, H, E) each
         if rotary is not None:
-            query, key = rotary(query), rotary(key)
+            query, key = rotary(query, batch.starts if first_only else None), rotary(key)
         out: Tensor = self.out(attend(query, key, value, batch, alibi).flatten(1))
         return out
 
@@ -91,13 +98,16 @@ class EncoderBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, batch: PackedBatch, rotary: Rotary | None, alibi: Alibi | None = None) -> Tensor:  # (T, D) -> (T, D)
-        """Apply both sub-layers."""
+    def forward(
+        self, x: Tensor, batch: PackedBatch, rotary: Rotary | None, alibi: Alibi | None = None, *, first_only: bool = False
+    ) -> Tensor:  # (T, D) -> (T, D)
+        """Apply both sub-layers; with `first_only` to the first token of each row, ``(B, D)``: the others are keys and values alone."""
+        before = x[batch.starts] if first_only else x
         if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), batch, rotary, alibi)
+            x = before + self.attention(self.attention_norm(x), batch, rotary, alibi, first_only=first_only)
             x = x + self.feed_forward(self.feed_forward_norm(x))
         else:
-            x = self.attention_norm(x + self.attention(x, batch, rotary, alibi))
+            x = self.attention_norm(before + self.attention(x, batch, rotary, alibi, first_only=first_only))
             x = self.feed_forward_norm(x + self.feed_forward(x))
         return x
 
@@ -111,11 +121,21 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.dim, eps=config.norm_eps) if config.norm == "pre" else nn.Identity()
 
-    def forward(self, x: Tensor, batch: PackedBatch, layer: int) -> Tensor:
-        """Return the hidden state after block `layer`, ``(T, D)``; 0 gives `x` back, the last has passed the final norm, if any."""
+    def forward(self, x: Tensor, batch: PackedBatch, layer: int, *, first_only: bool = False) -> Tensor:
+        """Return the hidden state after block `layer`, ``(T, D)``; 0 gives `x` back, the last has passed the final norm, if any.
+
+        With `first_only`, that of the first token of each row, ``(B, D)``: the same numbers for less work in the last block.
+        """
         config = self.config
         rotary = Rotary(batch.positions, config.dim // config.heads, x.dtype) if config.rotary and layer else None
-        alibi = Alibi(config.heads, max(batch.lengths), x.dtype, x.device) if config.alibi and layer else None
-        for block in self.blocks[:layer]:
-            x = block(x, batch, rotary, alibi)
+        alibi = Alibi(config.heads, batch.longest, x.dtype, x.device) if config.alibi and layer else None
+        for number, block in enumerate(self.blocks[:layer], start=1):
+            x = block(x, batch, rotary, alibi, first_only=first_only and number == layer)
+        if first_only and not layer:
+            x = x[batch.starts]
         return self.final_norm(x) if layer == len(self.blocks) else x
+
+    def attention_backend(self) -> str:
+        """Return the name of what computes the attention, on the device and in the precision the weights are in."""
+        config, weight = self.config, next(self.parameters())
+        return choose(weight.device, weight.dtype, config.dim // config.heads, biased=config.alibi).backend.name

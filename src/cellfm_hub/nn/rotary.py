@@ -14,7 +14,8 @@ class Rotary:
         self.cos = torch.cat((angles, angles), dim=-1).cos().to(dtype)[:, None, :]
         self.sin = torch.cat((angles, angles), dim=-1).sin().to(dtype)[:, None, :]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Rotate ``(T, heads, head_dim)``."""
+    def __call__(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        """Rotate ``(T, heads, head_dim)``, or ``(n, heads, head_dim)``, the `n` tokens named by `at`."""
+        cos, sin = (self.cos, self.sin) if at is None else (self.cos[at], self.sin[at])
         first, second = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        return x * cos + torch.cat((-second, first), dim=-1) * sin

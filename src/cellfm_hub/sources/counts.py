@@ -95,16 +95,41 @@ def find_counts(data: CellData, layer: str | None, values: MatrixValues = "count
     raise CountsError(msg)
 
 
-def count_blocks(data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts") -> Iterator[CellBlock]:
-    """Read the count matrix block by block, checking every value, and recovering counts where that was found to be possible.
+def describe_matrices(data: CellData, layer: str | None) -> dict[str, str]:
+    """Say of each matrix that :func:`find_counts` looks at, in its order, what it holds.
+
+    Raises
+    ------
+    InputError
+        If there is no such layer.
+    """
+    candidates, left_out = _candidates(data, layer, "counts")
+    said = {}
+    for found in (_look(matrix, data, "counts") for matrix in candidates):
+        scaling = found.matrix.scaling
+        said[found.matrix.name] = (
+            scaling.describe()
+            if scaling is not None
+            else "non-negative whole numbers"
+            if found.fits
+            else found.describe().removeprefix(f"{found.matrix.name} holds ")
+        )
+    return said | {text.split(" is ", 1)[0]: text.split(" is ", 1)[1] for text in left_out}
+
+
+def count_blocks(
+    data: CellData, matrix: Matrix, block_rows: int = BLOCK_ROWS, *, values: MatrixValues = "counts", rows: range | None = None
+) -> Iterator[CellBlock]:
+    """Read the count matrix, or some rows of it, block by block, checking every value; recover counts where that is possible.
 
     Raises
     ------
     CountsError
         At the first value that is not a count (or what else the model reads), naming cell and gene.
     """
-    for start in range(0, len(data), block_rows):
-        stop = min(start + block_rows, len(data))
+    rows = range(len(data)) if rows is None else rows
+    for start in range(rows.start, rows.stop, block_rows):
+        stop = min(start + block_rows, rows.stop)
         block = CellBlock(start, matrix.rows(start, stop), data.obs.iloc[start:stop])
         problem = _unfit(block, matrix, "abundances" if matrix.scaling or matrix.by_order else values)
         if problem is None and matrix.scaling is not None:

@@ -52,15 +52,20 @@ class Scaling:
         Half of the last decimal, where all values are rounded to so many decimals; else 0.
     target
         The total that all cells were brought to; ``None`` where they have different ones, as after a selection of genes.
+    scaled
+        Whether they were normalised at all.
     """
 
     kind: Kind
     precision: float
     decimals: float = 0.0
     target: float | None = None
+    scaled: bool = True
 
     def describe(self) -> str:
         """Say it in a few words, for the receipt."""
+        if not self.scaled:
+            return "log1p of counts, not normalised"
         to = "an unknown total (they differ between cells)" if self.target is None else f"{self.target:.6g} per cell"
         return f"{'log1p of counts' if self.kind == 'log1p' else 'counts'} normalised to {to}"
 
@@ -128,7 +133,8 @@ def recognise(sample: CountMatrix) -> tuple[Scaling | None, int, str]:
             if kind == "normalised" and target is None:
                 # Halves and thirds of counts are multiples of one number too, but of another one in every cell for no good reason.
                 return None, -1, "its values are multiples of one number in each cell, but the cells' totals differ"
-            return Scaling(kind, precision, rounded, target), -1, ""
+            scaled = bool((np.abs(scales[scales > 0] - 1) > _loosest(scaling)).any())
+            return Scaling(kind, precision, rounded, target, scaled), -1, ""
     if (base := _other_base(sp.csr_matrix(sample[:_FIRST_ROWS]), precisions, rounded)) is not None:
         return None, -1, f"it holds logarithms to the base {base} of normalised counts; multiply by ln({base}) to make them natural ones"
     return None, row, reason

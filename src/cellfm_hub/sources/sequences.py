@@ -31,6 +31,15 @@ class SequenceBlock:
     alternatives: list[str] | None = None
     """Variants only: the windows with the other allele; `sequences` then holds those of the reference."""
 
+    @property
+    def alleles(self) -> list[list[str]]:
+        """The sequences; of variants those of the reference, then those of the other allele."""
+        return [self.sequences] if self.alternatives is None else [self.sequences, self.alternatives]
+
+    def rows(self, start: int, stop: int) -> "SequenceBlock":
+        """Return some of them."""
+        return SequenceBlock(self.names[start:stop], *(sequences[start:stop] for sequences in self.alleles))
+
     def alleles_as_rows(self) -> "SequenceBlock":
         """Return reference and alternative windows in turn, as sequences of their own."""
         assert self.alternatives is not None

@@ -4,7 +4,7 @@ Data: pbmc3k, its 2,700 cells drawn with replacement to 20,000 (seeded). Counted
 file, to tokens: columns matched, reordered and summed, then ranked, binned, normalised or sampled. Vocabularies are the published ones; the
 weights, which are not looked at, are those of golden cases.
 
-Run from the top of a checkout with the founders' folder beside it: ``python tests/benchmarks/tokenizers.py``. Writes
+Run from the top of a checkout with the founders' folder beside it: ``python tests/benchmarks/tokenizer_rates.py``. Writes
 ``results/tokenizers.json``. UCE has a script of its own, ``tokenizers_uce.py``, because its published list of genes is not at hand.
 """
 

@@ -1,0 +1,298 @@
+"""Find the column of a data set that a model reads, and what its identifiers mean to the model.
+
+Identifiers are read *as they are* first, by the rule of the family (its ``match_genes``), so that results are those of the original
+release. Only where that leaves a model without most of its genes (the data have Ensembl ids, the model knows symbols; all ids have a
+version; names are of many years ago) are they *resolved*: each one that the model does not know as it is written is replaced by the name
+of the same gene that it does know, a current one before a former one before an alias. With ``gene_names="resolve"`` that is done for any
+data. Then
+
+* a name that the model knows as it is written is never replaced;
+* a former name, an alias, another case or a date yields to a column that names the gene rightly: both cannot mean the same gene in one
+  annotation;
+* ``gene_names="resolve"`` sums several columns of one gene; otherwise the family's own rule decides: Geneformer sums different identifiers
+  of a gene but not the same one twice, scGPT and UCE take each column for itself, scFoundation sums;
+* ambiguous names are counted and left out.
+
+The decision looks at identifiers alone, never at counts, so that it is the same for any selection of cells. Counts decide which of several
+columns is read, where they differ by more than 1 %.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cellfm_hub.errors import GeneCoverageError, InputError
+from cellfm_hub.genes import tables
+from cellfm_hub.genes.identifiers import identifier_columns, in_words, main_system, systems_of
+from cellfm_hub.genes.map import GeneMap
+from cellfm_hub.genes.names import UNKNOWN, Found, NameBook, name_book
+from cellfm_hub.genes.orthologs import as_human
+
+Match: TypeAlias = Callable[[Sequence[str]], GeneMap]
+"""An adapter's ``match_genes``."""
+
+_DOUBTFUL = ("previous", "alias", "case", "spreadsheet")
+"""Readings of a name that yield to a column with a right one."""
+
+_AS_GOOD = 0.99
+"""Columns that cover at least this part of what the best one covers are equals."""
+
+
+_WORTH_SAYING = 0.01
+"""Part of all columns that must be resolvable for the user to be told."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to read one column."""
+
+    column: str
+    label: str
+    genes: GeneMap
+    how: Mapping[str, int]
+    """Columns that were read in another way than as they are written, by the way; also those that are ambiguous."""
+
+
+def choose_gene_ids(
+    var: pd.DataFrame,
+    match: Match,
+    *,
+    column: str | None,
+    preferred: Sequence[str],
+    model: str,
+    species: str | None = None,
+    resolve: bool = False,
+    orthologs: bool = False,
+    totals: Callable[[], NDArray[np.float64]] | None = None,
+) -> tuple[str, GeneMap]:
+    """Find the column of `var` that holds identifiers the model knows; the module says by which rules.
+
+    Parameters
+    ----------
+    var
+        Annotation of the genes.
+    match
+        The adapter's ``match_genes``.
+    column
+        The user's choice, ``"index"`` for the names themselves; ``None``: the one that covers most counts.
+    preferred
+        Columns to prefer among equals.
+    model
+        Name for messages.
+    species
+        Of the data; without it, or without a table of it, identifiers are read as they are.
+    resolve
+        Whether to resolve identifiers although most are known as they are.
+    orthologs
+        Whether to read mouse genes as their human one-to-one orthologs.
+    totals
+        Gives the counts of each column of the matrix, ``(n_vars,)``, or of a part of its cells. Asked only where several columns match.
+
+    Returns
+    -------
+    How the genes were read, ``"ensembl_id"`` or ``"index (Ensembl ids read as symbols)"``, and their map.
+
+    Raises
+    ------
+    InputError
+        If there is no such column, a table cannot be read, or names cannot be resolved beside a column of totals.
+    GeneCoverageError
+        If no gene matches.
+    """
+    columns = identifier_columns(var, column)
+    order = [*(name for name in preferred if name in columns), *(name for name in columns if name not in preferred)]
+    book = name_book(species) if species else None
+    as_written = [_Reading(name, name, match(columns[name]), {}) for name in order]
+    written = [] if orthologs else as_written
+    plain = not any(reading.genes.n_other for reading in as_written)
+    if not plain and (resolve or orthologs):
+        msg = f"with these options {model} takes a column for something else than a gene, so that names cannot be resolved;"
+        msg += " leave out gene_names and orthologs, or that column"
+        raise InputError(msg)
+    resolved = [
+        _resolved(name, columns[name], match, book, orthologs=orthologs, together=resolve or orthologs)
+        for name in order
+        if plain and (book is not None or resolve)
+    ]
+    found = [reading for reading in resolved if reading is not None]
+
+    best = _best(written, preferred, totals)
+    better = _best(found, preferred, totals)
+    if better is not None and (best is None or resolve or better.genes.n_matched > 2 * best.genes.n_matched):
+        return better.label, _described(better, None)
+    if best is None:
+        raise GeneCoverageError(_nothing_matches(var, columns, match, model, book))
+    return best.label, _described(best, next((r for r in found if r.column == best.column), None))
+
+
+def _best(readings: Sequence[_Reading], preferred: Sequence[str], totals: Callable[[], NDArray[np.float64]] | None) -> _Reading | None:
+    """Return the reading that covers most counts; among equals the first preferred one, or else the one that matches most genes.
+
+    ``None`` if none matches any.
+    """
+    readings = [reading for reading in readings if reading.genes.n_matched]
+    if len(readings) < 2:
+        return readings[0] if readings else None
+    weights = None if totals is None else totals()
+    if weights is None or not weights.any():
+        weights = np.ones(readings[0].genes.n_columns)
+    covered = [weights[r.genes.columns[: r.genes.n_matched]].sum() for r in readings]
+    equals = [r for r, c in zip(readings, covered, strict=True) if c >= _AS_GOOD * max(covered)]
+    return next((r for r in equals if r.column in preferred), max(equals, key=lambda r: r.genes.n_matched))
+
+
+def _resolved(column: str, ids: list[str], match: Match, book: NameBook | None, *, orthologs: bool, together: bool) -> _Reading | None:
+    """Read one column by what its identifiers mean; ``None`` if it holds no identifiers of genes.
+
+    Parameters
+    ----------
+    column, ids
+        The column and its identifiers.
+    match
+        The adapter's ``match_genes``.
+    book
+        What is known of the genes of the species, if anything.
+    orthologs
+        Whether they are mouse genes, to be read as human ones.
+    together
+        Whether columns of one gene are summed whatever the family does.
+    """
+    if len(set(ids)) < len(ids) / 20:  # a biotype, a chromosome
+        return None
+    target = name_book("human") if orthologs else book
+    if orthologs:
+        found = as_human(ids)
+    elif book is not None:
+        found = book.find(ids)
+    else:
+        found = Found(np.full(len(ids), UNKNOWN, dtype=np.int64), np.full(len(ids), "unknown", dtype=object))
+    if not together and not (found.gene >= 0).any():
+        return None
+    renamed, how = (["" for _ in ids], found.how) if orthologs else _keep_written(ids, found.how, match)
+    if target is not None:
+        open_columns = np.flatnonzero((found.gene >= 0) & (np.array(renamed, dtype=object) == ""))
+        places, names = target.names_of(found.gene[open_columns])
+        known = _known(names, match)
+        # The first name of each gene that the model knows.
+        first = np.unique(places[known], return_index=True)
+        for place, name in zip(open_columns[first[0]].tolist(), names[known][first[1]].tolist(), strict=True):
+            renamed[place] = name
+    how = np.where(_doubtful_copies(renamed, how, match), "yields", how)
+    renamed = [name if kind != "yields" else "" for name, kind in zip(renamed, how, strict=True)]
+    genes = _one_place_per_gene(renamed, match) if together else match(renamed)
+    if not genes.n_matched:
+        return None
+    counts = Counter(how[genes.columns].tolist())
+    counts["ambiguous"] = int(np.count_nonzero(how == "ambiguous"))
+    counts["yields"] = int(np.count_nonzero(how == "yields"))
+    return _Reading(column, _label(column, ids, [renamed[i] for i in genes.columns], orthologs=orthologs), genes, counts)
+
+
+def _keep_written(ids: list[str], how: NDArray[np.object_], match: Match) -> tuple[list[str], NDArray[np.object_]]:
+    """Return the identifiers that the model knows as they are written, the others empty."""
+    known = np.zeros(len(ids), dtype=bool)
+    known[match(ids).columns] = True
+    return [name if k else "" for name, k in zip(ids, known, strict=True)], np.where(known, "as written", how)
+
+
+def _known(names: NDArray[np.object_], match: Match) -> NDArray[np.bool_]:
+    """Say which names the model knows."""
+    codes, unique = pd.factorize(names)
+    known = np.zeros(len(unique), dtype=bool)
+    known[match(unique.tolist()).columns] = True
+    return known[codes]
+
+
+def _tokens(names: list[str], match: Match) -> NDArray[np.int64]:
+    """Return the token that each name stands for; -1 where the model knows none."""
+    codes, unique = pd.factorize(np.array(names, dtype=object))
+    spelled = match(unique.tolist())
+    token = np.full(len(unique), -1, dtype=np.int64)
+    token[spelled.columns] = spelled.tokens[spelled.targets]
+    return token[codes]
+
+
+def _doubtful_copies(names: list[str], how: NDArray[np.object_], match: Match) -> NDArray[np.bool_]:
+    """Say which columns have a doubtful name of a gene that another column names rightly."""
+    token, doubtful = _tokens(names, match), np.isin(how, _DOUBTFUL)
+    return doubtful & np.isin(token, token[~doubtful & (token >= 0)])
+
+
+def _one_place_per_gene(names: list[str], match: Match) -> GeneMap:
+    """Map names so that all columns of one gene share a place."""
+    token = _tokens(names, match)
+    used = np.flatnonzero(token >= 0)
+    # One spelling of each gene, the first, in the order of columns.
+    _, first, place = np.unique(token[used], return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    genes = match([names[used[i]] for i in np.sort(first)])
+    target_of = np.full(len(first), -1, dtype=np.int64)
+    target_of[genes.columns] = genes.targets
+    return replace(genes, columns=used, targets=target_of[rank[place]], n_columns=len(names))
+
+
+def _label(column: str, ids: list[str], renamed: list[str], *, orthologs: bool) -> str:
+    if orthologs:
+        return f"{column} (mouse genes read as human one-to-one orthologs)"
+    before, after = main_system(systems_of(ids)), main_system(systems_of(renamed))
+    if before == after or after in ("mixed", "missing"):
+        return f"{column} (resolved)"
+    return f"{column} ({in_words(before)} read as {in_words(after)})"
+
+
+def _described(reading: _Reading, resolved: _Reading | None) -> GeneMap:
+    """Say in the map how the genes were read, and what resolving would have brought."""
+    genes, how = reading.genes, reading.how
+    facts: dict[str, int | str | float | bool] = {
+        "genes_renamed": sum(how.get(kind, 0) for kind in _DOUBTFUL),
+        "genes_retired": how.get("retired", 0),
+        "genes_ambiguous": how.get("ambiguous", 0),
+    }
+    notes = list(genes.notes)
+    if reading.label != reading.column:
+        said = [f"{how[kind]:,} {word}" for kind, word in _SAID.items() if how.get(kind)]
+        notes.append(f"genes are from var column {reading.label}{': ' if said else ''}{', '.join(said)}")
+    if genes.n_summed:
+        notes.append(f"{genes.n_summed:,} columns are summed with others of the same gene")
+    if resolved is not None:
+        more = max(resolved.genes.n_matched - genes.n_matched, 0)
+        facts |= {"genes_ambiguous": resolved.how.get("ambiguous", 0), "genes_resolvable": more}
+        if more > _WORTH_SAYING * genes.n_columns:
+            notes.append(
+                f"{more:,} columns name genes of the model in a way that the original release does not read;"
+                " options={'gene_names': 'resolve'} uses them"
+            )
+    return replace(genes, facts={**facts, **genes.facts}, notes=tuple(notes))
+
+
+_SAID = {
+    "previous": "by previous symbols",
+    "alias": "by aliases",
+    "retired": "by retired ids",
+    "case": "spelled in another case",
+    "spreadsheet": "that a spreadsheet took for dates",
+    "Entrez": "by Entrez ids",
+    "ambiguous": "ambiguous and left out",
+    "yields": "left out as doubtful",
+}
+
+
+def _nothing_matches(var: pd.DataFrame, columns: dict[str, list[str]], match: Match, model: str, book: NameBook | None) -> str:
+    looked = "; ".join(f"{name} ({', '.join(ids[:3])}, …)" for name, ids in columns.items())
+    msg = f"none of the {len(var):,} genes is in the vocabulary of {model}; looked at {looked}."
+    matches = {name: match(ids).n_matched for name, ids in identifier_columns(var).items() if name not in columns}
+    if any(matches.values()):
+        fitting = max(matches, key=lambda name: matches[name])
+        return f"{msg} gene_ids={fitting!r} would match {matches[fitting]:,}"
+    msg += f" Name the var column with its identifiers as gene_ids=; 'cellfm info {model}' says which it needs"
+    systems = {main_system(systems_of(ids)) for ids in columns.values()}
+    if "Entrez" in systems and (book is None or not book.has_entrez):
+        return f"{msg}. Entrez ids are read by the HGNC table: 'cellfm genes --fetch' brings it, or CELLFM_GENES names a folder that has it"
+    if systems & {"Ensembl", "Ensembl with version"} and not tables.history_files(("hgnc_*",)):
+        msg += ". Retired ids are read where CELLFM_GENES names a folder of gene tables"
+    return msg

@@ -1,0 +1,93 @@
+"""Which system a gene identifier belongs to, told from its spelling alone."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cellfm_hub.errors import InputError
+
+System = Literal["Ensembl", "Ensembl with version", "Entrez", "name", "missing"]
+"""``"name"``: anything else with a letter in it, in practice a gene symbol."""
+
+ENSEMBL = re.compile(r"(ENS[A-Z]*G)(\d{11})(\.\d+)?")
+"""An Ensembl gene id. Clone-based symbols end in ``.1`` too (``AC002116.7``), so a version is a version only behind such an id."""
+
+_WORDS: dict[str, str] = {
+    "Ensembl": "Ensembl ids",
+    "Ensembl with version": "Ensembl ids with version",
+    "Entrez": "Entrez ids",
+    "name": "symbols",
+    "missing": "nothing",
+    "mixed": "mixed identifiers",
+}
+
+
+def system_of(identifier: str) -> System:
+    """Tell the system of one identifier."""
+    if match := ENSEMBL.fullmatch(identifier):
+        return "Ensembl with version" if match[3] else "Ensembl"
+    if identifier.isdigit() and identifier.isascii():
+        return "Entrez"
+    return "name" if identifier else "missing"
+
+
+def systems_of(ids: Sequence[str]) -> NDArray[np.object_]:
+    """Tell the system of each identifier, ``(n,)`` of :data:`System`."""
+    return np.array([system_of(identifier) for identifier in ids], dtype=object)
+
+
+def main_system(systems: Sequence[str] | NDArray[np.object_]) -> str:
+    """Return the system of at least 90 % of the identifiers that are not missing, else ``"mixed"``; ``"missing"`` if there are none."""
+    counts = Counter(systems)
+    del counts["missing"]
+    if not counts:
+        return "missing"
+    if counts["Ensembl"] + counts["Ensembl with version"] >= 0.9 * counts.total():
+        return "Ensembl with version" if counts["Ensembl with version"] > counts["Ensembl"] else "Ensembl"
+    system, number = counts.most_common(1)[0]
+    return system if number >= 0.9 * counts.total() else "mixed"
+
+
+def in_words(system: str) -> str:
+    """Name a system, or ``"mixed"``, in the plural."""
+    return _WORDS[system]
+
+
+def without_version(identifier: str) -> str:
+    """Strip the version of an Ensembl id; anything else stays as it is."""
+    match = ENSEMBL.fullmatch(identifier)
+    return match[1] + match[2] if match and match[3] else identifier
+
+
+def identifier_columns(var: pd.DataFrame, column: str | None = None) -> dict[str, list[str]]:
+    """Return the index and every text column of `var`, or the one that the user chose; missing entries become empty strings.
+
+    Whole numbers are text here where they stand in the index or in a column that the user chose: they may be Entrez ids.
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+    """
+
+    def texts(values: "pd.Index | pd.Series") -> list[str]:
+        return [value if isinstance(value, str) else "" for value in values.tolist()]
+
+    columns = {"index": texts(var.index)}
+    for name in var.columns:
+        values = var[name]
+        if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(values.dtype) or values.dtype == object:
+            columns[str(name)] = texts(values)
+        elif column == str(name) and values.dtype.kind in "iu":
+            columns[str(name)] = values.astype(str).tolist()
+    if column is None:
+        return columns
+    if column not in columns:
+        msg = f"gene_ids={column!r} is not a text column of var; it has {', '.join(map(repr, columns))}"
+        raise InputError(msg)
+    return {column: columns[column]}

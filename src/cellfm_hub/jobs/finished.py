@@ -1,0 +1,125 @@
+"""Finished parts, read back in order as one result."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellfm_hub.blocks import Vectors
+from cellfm_hub.jobs import parts as files
+from cellfm_hub.jobs.content import Content
+from cellfm_hub.jobs.journal import Part
+from cellfm_hub.qc import CellQuality
+from cellfm_hub.receipt import Receipt, Tally
+
+SLICE = 8192
+"""Rows of a fitted model's vectors that are passed on at a time."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One column of a result."""
+
+    key: str
+    receipt: Receipt
+    width: int
+    tally: Tally
+
+
+class Finished:
+    """The result of a run, on disk. Rows pass through memory a part at a time.
+
+    Parameters
+    ----------
+    header
+        The run's, from its journal.
+    parts
+        The finished parts, in order, each with the folder it is in.
+    fitted
+        Vectors of models that are fitted to all rows, by the model's place.
+    """
+
+    def __init__(self, header: Mapping[str, Any], parts: Sequence[tuple[Path, Part]], fitted: Mapping[int, tuple[Path, Part]]) -> None:
+        self._parts, self._fitted = list(parts), dict(fitted)
+        self.per_token: bool = header["per_token"]
+        self.qc: bool = header["qc"]
+        """Whether what the models saw of each cell is to be written too."""
+        self.models = [self._model(header, i) for i in range(len(header["models"]))]
+
+    def _model(self, header: Mapping[str, Any], place: int) -> Model:
+        about = header["models"][place]
+        of_model = [self._fitted[place][1]] if place in self._fitted else [part for _, part in self._parts]
+        tally, at = Tally(), 0 if place in self._fitted else place
+        for part in of_model:
+            tally.add(Tally.from_json(part.tallies[at]))
+        tally.cells = self.cells(place)
+        precisions = dict.fromkeys(part.precisions[at] for part in of_model)
+        receipt = about["receipt"] | {"precision": "+".join(precisions)} | tally.receipt() | header["versions"]
+        receipt["input_fingerprint"] = header["input"]["sha256"]
+        return Model(about["key"], receipt, of_model[0].widths[at] if of_model else 0, tally)
+
+    @property
+    def rows(self) -> int:
+        """Inputs in all."""
+        return self.models[0].tally.rows
+
+    def names(self) -> Iterator[list[str]]:
+        """Give what the rows are called, part by part."""
+        if self._parts:
+            for folder, part in self._parts:
+                yield files.read_names(folder / part.file)
+        else:
+            folder, part = next(iter(self._fitted.values()))
+            names = files.read_names(folder / part.file)
+            yield from (names[start : start + SLICE] for start in range(0, len(names), SLICE))
+
+    def vectors(self, place: int) -> Iterator[Vectors]:
+        """Give the vectors of a model, by its place, in the same pieces."""
+        if place in self._fitted:
+            folder, part = self._fitted[place]
+            vectors, start = files.read_vectors(folder / part.file, 0), 0
+            for names in self.names():
+                yield vectors[start : start + len(names)]
+                start += len(names)
+        else:
+            for folder, part in self._parts:
+                yield files.read_vectors(folder / part.file, place)
+
+    def vectors_sha256(self, place: int) -> str:
+        """Hash all vectors of a model."""
+        return hash_vectors(self.vectors(place))
+
+    def content(self, place: int) -> Content | None:
+        """Return the hashes of all rows as a model sees them: 16 bytes per row."""
+        if place in self._fitted:
+            return None
+        found = [files.read_content(folder / part.file, place) for folder, part in self._parts]
+        return None if found[0] is None else np.concatenate([content for content in found if content is not None])
+
+    def cells(self, place: int) -> CellQuality:
+        """Return what a model saw of each cell: nine bytes per row."""
+        found = CellQuality()
+        for folder, part in [self._fitted[place]] if place in self._fitted else self._parts:
+            found.extend(files.read_cells(folder / part.file, 0 if place in self._fitted else place))
+        return found
+
+    def qc_columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns that ``qc`` adds to ``obs``, for all models; none where it was not asked for."""
+        return {f"{model.key}_{name}": column for model in self.models for name, column in model.tally.cells.columns().items() if self.qc}
+
+    def tables(self) -> Iterator[Any]:
+        """Give one vector per token, as arrow tables."""
+        for folder, part in self._parts:
+            yield from files.read_tokens(folder / part.file)
+
+
+def hash_vectors(pieces: Iterator[Vectors]) -> str:
+    """Return the SHA-256 of vectors that come in pieces."""
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(np.ascontiguousarray(piece, dtype=np.float32).data)
+    return found.hexdigest()

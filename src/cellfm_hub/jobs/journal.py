@@ -1,0 +1,175 @@
+"""The folder in which a run keeps what is finished: parts, and the journal that says which of them count.
+
+::
+
+    .atlas.zarr.cellfm/      beside the result; the shard 2 of 8 of it is atlas.zarr.shard-2-of-8/
+        lock                 held while a process works here
+        journal.jsonl        first line: what the run is; then a line for every finished part
+        part-000012.npz      rows of one part: vectors of every model, names, hashes of the contents
+
+A part is written under another name, brought to the disk, renamed, and then noted in the journal. So a line in the journal means a whole
+part; a line cut short by a crash means nothing, and its part is computed again.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from cellfm_hub.errors import OutputError
+from cellfm_hub.jobs.durable import sync, sync_folder
+
+NAME = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part, or the vectors of a model that is fitted to all rows."""
+
+    number: int
+    """Its place in the data, from 0."""
+    file: str
+    sha256: str
+    rows: int
+    content: str
+    """Hash of the rows it was made from."""
+    tallies: list[dict[str, Any]]
+    """What happened to its rows, for every model in turn."""
+    widths: list[int]
+    """Of the vectors of every model."""
+    precisions: list[str]
+    """What each model computed in."""
+
+
+@dataclass
+class Journal:
+    """An open work folder. Use it as a context: that holds the lock."""
+
+    folder: Path
+    header: dict[str, Any] | None = None
+    """What the run is; ``None`` for a folder that is new."""
+    parts: dict[int, Part] = field(default_factory=dict)
+    fitted: dict[int, Part] = field(default_factory=dict)
+    """By the place of the model."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else was noted: the number of parts, once it is known; whether the input turned out to be damaged."""
+
+    def __post_init__(self) -> None:
+        self._lock = FileLock(self.folder / "lock", timeout=0)
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._lock.acquire()
+        except Timeout as error:
+            msg = f"{self.folder} is in use: another process writes the same result; wait for it, or choose another name with -o"
+            raise OutputError(msg) from error
+        except OSError as error:
+            msg = f"{self.folder} cannot be written: {error.strerror or error}; choose another place with -o"
+            raise OutputError(msg) from error
+        self._read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        if not self.parts and not self.fitted and not self.facts.keys() & {"size_before", "complete"}:
+            self.remove()  # nothing to keep
+
+    @property
+    def rows(self) -> int:
+        """Rows that are finished."""
+        return sum(part.rows for part in self.parts.values())
+
+    def begin(self, header: dict[str, Any], *, keep: Collection[str] = ()) -> None:
+        """Start anew; of the files in the folder only those to `keep` stay."""
+        for path in self.folder.iterdir():
+            if path.name not in ("lock", *keep):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.header, self.parts, self.fitted, self.facts = header, {}, {}, {}
+        self._append({"run": header})
+        sync_folder(self.folder)
+
+    def add(self, part: Part) -> None:
+        """Note a finished part."""
+        self._append({"part": asdict(part)})
+        self.parts[part.number] = part
+
+    def add_fitted(self, part: Part) -> None:
+        """Note the vectors of a model that is fitted to all rows."""
+        self._append({"fitted": asdict(part)})
+        self.fitted[part.number] = part
+
+    def note(self, **facts: Any) -> None:
+        """Note something else."""
+        self._append({"facts": facts})
+        self.facts |= facts
+
+    def amend(self, **changes: Any) -> None:
+        """Change what the run is."""
+        assert self.header is not None
+        self._append({"amend": changes})
+        self.header |= changes
+
+    def drop(self, part: Part) -> None:
+        """Forget a part, to compute it again."""
+        self._append({"drop": part.number})
+        self.parts.pop(part.number, None)
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with (self.folder / NAME).open("ab") as file:
+            begin = file.tell()
+            try:
+                file.write(json.dumps(line).encode() + b"\n")
+                file.flush()
+                sync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), begin)
+                raise
+
+    def _read(self) -> None:
+        path = self.folder / NAME
+        if not path.exists():
+            return
+        content, good = path.read_bytes(), 0
+        for line in content.splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            good += len(line)
+            self._apply(entry)
+        if good < len(content):  # cut short by a crash: what follows must begin on a line of its own
+            os.truncate(path, good)
+
+    def _apply(self, entry: dict[str, Any]) -> None:
+        (kind, value), *_ = entry.items()
+        if kind == "run":
+            self.header = value
+        elif kind == "part":
+            self.parts[value["number"]] = Part(**value)
+        elif kind == "fitted":
+            self.fitted[value["number"]] = Part(**value)
+        elif kind == "amend" and self.header is not None:
+            self.header |= value
+        elif kind == "drop":
+            self.parts.pop(value, None)
+        else:
+            self.facts |= value
+
+
+def work_folder(out: Path, shard: tuple[int, int] | None = None) -> Path:
+    """Return where a run that makes `out` keeps its parts; a shard's stay there until they are merged."""
+    if shard is None:
+        return out.with_name(f".{out.name}.cellfm")
+    return out.with_name(f"{out.name}.shard-{shard[0]}-of-{shard[1]}")

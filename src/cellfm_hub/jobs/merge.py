@@ -1,0 +1,132 @@
+"""Put the shards of a result together: :func:`merge`."""
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from cellfm_hub import sinks
+from cellfm_hub.errors import InputError, OutputError
+from cellfm_hub.jobs import in_place
+from cellfm_hub.jobs.fingerprint import Fingerprint, fingerprint
+from cellfm_hub.jobs.finished import Finished
+from cellfm_hub.jobs.journal import Journal, Part, work_folder
+from cellfm_hub.jobs.parts import sha256
+from cellfm_hub.jobs.run import Summary, differences
+
+
+def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> list[Summary]:
+    """Put the shards that :func:`embed_file` made for a file together, in the order of the data.
+
+    Parameters
+    ----------
+    out
+        The file that the shards were made for; they are the folders ``<out>.shard-1-of-8`` and so on beside it.
+    overwrite
+        Replace `out`.
+    keep
+        Keep the shards; otherwise they are removed when `out` is complete.
+
+    Returns
+    -------
+    A :class:`Summary` for each model.
+
+    Raises
+    ------
+    OutputError
+        If a shard is missing, unfinished, damaged, or made with other options or from other data; or `out` cannot be written.
+    """
+    out = Path(out)
+    folders = _shards(out)
+    with ExitStack() as stack:
+        work = stack.enter_context(Journal(work_folder(out)))
+        journals = [stack.enter_context(Journal(folder)) for folder in folders]
+        _check(journals)
+        header = journals[0].header
+        assert header is not None
+        source = Path(header["data"])
+        parts = _in_order(journals)
+        result = Finished(header, parts, {})
+        summaries = [Summary(out, model.key, result.rows, model.width, model.receipt) for model in result.models]
+        log = work.folder / "redo.npz"
+        if log.exists():  # a merge was interrupted in its last moment
+            in_place.redo(out, log)
+        else:
+            keys = [model.key for model in result.models]
+            before = Fingerprint(**header["input"])
+            if sinks.same_file(out, source):
+                in_place.drop_leftovers(out, size=before.size, mtime_ns=before.mtime_ns)
+            sinks.check_output(out, source=source, keys=keys, overwrite=overwrite or header["overwrite"], per_token=result.per_token)
+            if out.suffix in (".h5ad", ".zarr"):
+                _check_source(source, before)
+                work.note(size_before=before.size)
+            sinks.write(out, result, source=source, folder=work.folder)
+        work.remove()
+        if not keep:
+            for journal in journals:
+                journal.remove()
+    return summaries
+
+
+def _shards(out: Path) -> list[Path]:
+    """Find the folders of all shards, in order."""
+    found: dict[int, dict[int, Path]] = {}
+    for folder in out.parent.glob(f"{out.name}.shard-*-of-*"):
+        if match := re.fullmatch(rf"{re.escape(out.name)}\.shard-(\d+)-of-(\d+)", folder.name):
+            found.setdefault(int(match[2]), {})[int(match[1])] = folder
+    if not found:
+        msg = f"there are no shards of {out} ({out.name}.shard-1-of-…); make them with 'cellfm embed DATA -o {out} --shard 1/8' and so on"
+        raise OutputError(msg)
+    if len(found) > 1:
+        msg = f"there are shards of {out} of {' and of '.join(map(str, sorted(found)))}; remove those that are not wanted"
+        raise OutputError(msg)
+    ((count, folders),) = found.items()
+    if missing := [f"{i}/{count}" for i in range(1, count + 1) if i not in folders]:
+        msg = f"{len(missing)} of {count} shards of {out} are missing: {', '.join(missing[:10])}; compute them with --shard"
+        raise OutputError(msg)
+    return [folders[i] for i in range(1, count + 1)]
+
+
+def _check(journals: Sequence[Journal]) -> None:
+    """Compare the shards with each other."""
+    count = len(journals)
+    for i, journal in enumerate(journals, 1):
+        if journal.header is None or not journal.facts.get("complete"):
+            msg = f"{journal.folder} is not finished; go on with it: --shard {i}/{count} --resume"
+            raise OutputError(msg)
+        reference = {**(journals[0].header or {}), "shard": None}
+        if wrong := differences(reference, {**journal.header, "shard": None}):
+            msg = f"shards 1 and {i} of {count} are not of one run: {'; '.join(wrong[:3])}; compute one of them again with --overwrite"
+            raise OutputError(msg)
+        first, this = (Fingerprint(**(other.header or {})["input"]) for other in (journals[0], journal))
+        if not first.same_content(this):
+            msg = f"shards 1 and {i} of {count} were made from different versions of the data; compute one of them again with --overwrite"
+            raise OutputError(msg)
+        for part in journal.parts.values():
+            file = journal.folder / part.file
+            if not file.is_file() or sha256(file) != part.sha256:
+                msg = f"{file} is damaged; compute it again: --shard {i}/{count} --resume"
+                raise OutputError(msg)
+
+
+def _in_order(journals: Sequence[Journal]) -> list[tuple[Path, Part]]:
+    header = journals[0].header
+    assert header is not None
+    found = {part.number: (journal.folder, part) for journal in journals for part in journal.parts.values()}
+    total = journals[0].facts["total"] if header["rows"] is None else -(-header["rows"] // header["part_rows"])
+    if missing := sorted(set(range(total)) - set(found)):
+        msg = f"parts {', '.join(map(str, missing[:10]))} of {total} are in none of the shards; compute these again with --overwrite"
+        raise OutputError(msg)
+    return [found[number] for number in range(total)]
+
+
+def _check_source(source: Path, before: Fingerprint) -> None:
+    """See that the data are there, whose annotation goes into the result."""
+    try:
+        same = fingerprint(source).same_content(before)
+    except InputError as error:
+        msg = f"{source}, whose annotation goes into the result, is not there; bring it back, or merge into .parquet or .npy"
+        raise OutputError(msg) from error
+    if not same:
+        msg = f"{source} changed since the shards were made from it; bring that version back, or compute them again"
+        raise OutputError(msg)

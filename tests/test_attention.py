@@ -1,0 +1,251 @@
+"""Attention within rows: every backend gives what the definition says, and the first one that does is used."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import cellfm_hub as cf
+from cellfm_hub.nn import Alibi, Encoder, EncoderConfig, PackedBatch
+from cellfm_hub.nn import attention as attention_module
+from cellfm_hub.nn.attention import (
+    BY_BUCKET,
+    BY_ROW,
+    EFFICIENT,
+    FLASH,
+    FLEX,
+    VARLEN,
+    Backend,
+    Choice,
+    attend,
+    choose,
+    preference,
+    refusal,
+    report,
+)
+from cellfm_hub.nn.kernels import plain
+from golden_cases import PORTABLE, Case
+
+CPU, HEADS = torch.device("cpu"), 3
+
+
+def ragged(lengths: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, PackedBatch, Alibi]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    total = sum(lengths)
+    query, key, value = torch.randn(3, total, HEADS, 8, generator=generator).to(dtype)
+    batch = PackedBatch(ids=torch.zeros(total, dtype=torch.int64), lengths=lengths)
+    return query, key, value, batch, Alibi(HEADS, batch.longest, dtype, CPU)
+
+
+def tiny_network(norm: Any = "post", *, rotary: bool = False, alibi: bool = False) -> Encoder:
+    config = EncoderConfig(
+        dim=24, heads=HEADS, layers=3, ffn_dim=48, norm=norm, norm_eps=1e-5, activation="gelu", rotary=rotary, alibi=alibi
+    )
+    torch.manual_seed(0)
+    return Encoder(config).eval()
+
+
+@pytest.fixture(autouse=True)
+def _unfused_flex_is_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without")
+        yield
+
+
+@pytest.fixture
+def fresh_choice() -> Iterator[None]:
+    choose.cache_clear()
+    yield
+    choose.cache_clear()
+
+
+ON_CPU = [pytest.param(BY_ROW, True, id="row"), pytest.param(BY_BUCKET, False, id="bucket"), pytest.param(FLEX, True, id="flex")]
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize(("backend", "takes_bias"), ON_CPU)
+@pytest.mark.parametrize("lengths", [(1,), (5, 5, 5), (200, 64, 63, 63, 1), (1, 130, 2), (128,)], ids=str)
+def test_backends_that_run_on_cpus(backend: Backend, takes_bias: bool, lengths: tuple[int, ...], first_only: bool) -> None:
+    """They equal the definition, with ALiBi and without, for all tokens and for first ones."""
+    query, key, value, batch, alibi = ragged(lengths)
+    query = query[batch.starts] if first_only else query
+    for bias in (None, alibi) if takes_bias else (None,):
+        got = backend.kernel(query, key, value, batch, bias)
+        torch.testing.assert_close(got, plain(query, key, value, batch, bias), atol=2e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(lengths=st.lists(st.integers(1, 150), min_size=1, max_size=8).map(tuple))
+def test_any_rows(lengths: tuple[int, ...]) -> None:
+    query, key, value, batch, alibi = ragged(lengths)
+    expected = plain(query, key, value, batch, None)
+    for backend in (BY_ROW, BY_BUCKET):
+        torch.testing.assert_close(backend.kernel(query, key, value, batch, None), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(attend(query, key, value, batch, alibi), plain(query, key, value, batch, alibi), atol=2e-6, rtol=0)
+
+
+def test_packed_operators_are_called_as_torch_declares_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a CUDA device: every argument is of the declared kind, at its place."""
+    query, key, value, batch, _ = ragged((4, 2))
+    seen: dict[str, Any] = {}
+
+    def record(name: str) -> Callable[..., Any]:
+        schema = getattr(torch.ops.aten, name).default._schema
+
+        def call(*given: Any) -> tuple[Tensor]:
+            seen[name] = {argument.name: value for argument, value in zip(schema.arguments, given, strict=False)}
+            assert all(a.kwarg_only or a.has_default_value() for a in schema.arguments[len(given) :])
+            return (given[0],)
+
+        return call
+
+    for name in ("_flash_attention_forward", "_efficient_attention_forward"):
+        monkeypatch.setattr(torch.ops.aten, name, record(name))
+    for queries, longest in ((query, 4), (query[batch.starts], 1)):
+        assert FLASH.kernel(queries, key, value, batch, None).shape == queries.shape
+        assert EFFICIENT.kernel(queries, key, value, batch, None).shape == queries.shape
+        flash, efficient = seen["_flash_attention_forward"], seen["_efficient_attention_forward"]
+        assert (flash["max_q"], flash["max_k"]) == (longest, 4)
+        assert (efficient["max_seqlen_q"], efficient["max_seqlen_k"]) == (longest, 4)
+        assert flash["cum_seq_k"].tolist() == efficient["cu_seqlens_k"].tolist() == [0, 4, 6]
+        assert flash["cum_seq_k"].dtype == efficient["cu_seqlens_q"].dtype == torch.int32
+        assert flash["cum_seq_q"].tolist() == ([0, 4, 6] if longest == 4 else [0, 1, 2])
+        assert (flash["dropout_p"], flash["is_causal"], flash["return_debug_mask"]) == (0.0, False, False)
+        assert (efficient["bias"], efficient["dropout_p"], efficient["custom_mask_type"]) == (None, 0.0, 0)
+        assert efficient["query"].shape == (1, *queries.shape)
+
+
+@pytest.mark.parametrize(
+    ("device_type", "dtype", "biased", "expected"),
+    [
+        ("cuda", torch.float16, False, (VARLEN, FLASH, EFFICIENT, BY_BUCKET)),
+        ("cuda", torch.bfloat16, False, (VARLEN, FLASH, EFFICIENT, BY_BUCKET)),
+        ("cuda", torch.float32, False, (EFFICIENT, BY_BUCKET)),
+        ("cuda", torch.float16, True, (FLEX, BY_ROW)),
+        ("mps", torch.float32, False, (BY_BUCKET,)),
+        ("mps", torch.float32, True, (BY_ROW,)),
+        ("cpu", torch.float32, False, (BY_ROW,)),
+        ("cpu", torch.bfloat16, True, (BY_ROW,)),
+    ],
+)
+def test_order_of_preference(device_type: str, dtype: torch.dtype, biased: bool, expected: tuple[Backend, ...]) -> None:
+    assert preference(device_type, dtype, biased=biased) == expected
+
+
+GOOD = Backend("good", lambda q, k, v, batch, alibi: plain(q, k, v, batch, alibi).to(q.dtype))
+LEAKS = Backend("leaks", lambda q, k, v, batch, _: plain(q, k, v, batch, None) + 0.3)
+NOT_A_NUMBER = Backend("nan", lambda q, k, v, batch, _: torch.full_like(q, torch.nan))
+
+
+def _fails(*_: Any) -> Tensor:
+    msg = "no kernel image\nis available"
+    raise NotImplementedError(msg)
+
+
+ABSENT = Backend("absent", _fails)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_first_that_works_is_chosen(biased: bool, monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    """A backend that fails, gives other numbers or no numbers is passed over, and the report says why."""
+    monkeypatch.setattr(attention_module, "preference", lambda *_, **__: (ABSENT, LEAKS, NOT_A_NUMBER, GOOD, BY_ROW))
+    choice = choose(CPU, torch.float32, 8, biased=biased)
+    assert choice.backend is GOOD
+    reasons = dict(choice.rejected)
+    assert reasons["absent"] == "NotImplementedError: no kernel image"
+    assert reasons["leaks"].startswith("differs by 3.0e-01") or biased
+    assert reasons["nan"] == "differs by nan from plain attention"
+    assert choose(CPU, torch.float32, 8, biased=biased) is choice
+    text = report(CPU, torch.float32)["attention_alibi" if biased else "attention"]
+    assert text.startswith("good (tried: agrees with plain attention; absent refused: NotImplementedError")
+
+
+def test_the_last_resort(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    monkeypatch.setattr(attention_module, "preference", lambda *_, **__: (ABSENT, BY_BUCKET))
+    assert choose(CPU, torch.float32, 8, biased=False).backend is BY_BUCKET
+    assert report(CPU, torch.float32)["attention"].startswith("sdpa by length bucket (works everywhere; absent refused")
+
+
+def test_no_memory_says_nothing_about_a_backend() -> None:
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        refusal(Backend("full", full), CPU, torch.float32, 8, biased=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", [BY_ROW, BY_BUCKET], ids=["row", "bucket"])
+def test_honest_backends_are_not_refused(backend: Backend, dtype: torch.dtype) -> None:
+    """The tolerances leave room for rounding in half precision."""
+    assert refusal(backend, CPU, dtype, 64, biased=False) is None
+
+
+SHAPES = [("post", False, False), ("pre", True, False), ("post", False, True)]
+
+
+@pytest.mark.parametrize(("norm", "rotary", "alibi"), SHAPES)
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+def test_first_tokens_alone(norm: str, rotary: bool, alibi: bool, layer: int) -> None:
+    """The last block computed for first tokens alone gives the numbers that it gives in full."""
+    encoder, lengths = tiny_network(norm, rotary=rotary, alibi=alibi), (40, 7, 7, 1)
+    batch = PackedBatch(ids=torch.zeros(sum(lengths), dtype=torch.int64), lengths=lengths)
+    x = torch.randn(sum(lengths), 24, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        got, full = encoder(x, batch, layer, first_only=True), encoder(x, batch, layer)
+    assert got.shape == (4, 24)
+    torch.testing.assert_close(got, full[batch.starts], atol=2e-6, rtol=0)
+
+
+def test_first_tokens_alone_are_less_work() -> None:
+    """In the last block: the products of all tokens with the matrices of keys and values, and little else."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    encoder, length, rows = tiny_network(), 64, 4
+    batch = PackedBatch(ids=torch.zeros(rows * length, dtype=torch.int64), lengths=(length,) * rows)
+    x = torch.randn(rows * length, 24)
+
+    def count(layer: int, *, first_only: bool) -> int:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            encoder(x, batch, layer, first_only=first_only)
+        return int(sum(counter.get_flop_counts()["Global"].values()))
+
+    full, less = count(1, first_only=False), count(1, first_only=True)
+    tokens, width, inner = rows * length, 24, 48
+    linear = 2 * tokens * width * (4 * width + 2 * inner)
+    assert full >= linear
+    assert full - less >= 2 * (tokens - rows) * width * (2 * width + 2 * inner)  # queries, output, feed-forward
+    assert count(3, first_only=True) - count(2, first_only=False) == less
+
+
+@pytest.mark.parametrize("backend", [BY_BUCKET, FLEX], ids=["bucket", "flex"])
+@pytest.mark.parametrize("family", ["geneformer-v2", "nt-v2", "dnabert2", "scgpt", "uce", "scfoundation"])
+def test_golden_inputs_with_other_backends(family: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole models give the vectors they give with the usual backend, which are those of the golden cases: pooled over all, or first."""
+    case = Case(PORTABLE / f"{family}-basic")
+    model = cf.load(family.removesuffix("-v2"), checkpoint=case.checkpoint, options=case.options, device="cpu", precision="float32")
+    tokens = model.tokenize(next(path for stem in ("*.fasta", "*input*.h5ad") for path in sorted(case.path.glob(stem))))
+    tokens = tokens.take(np.flatnonzero((tokens.lengths > 0) & (tokens.lengths < 1200))[:5])
+    poolings = model.adapter.poolings[:2]  # type: ignore[attr-defined]
+    expected = {pooling: model.encode_tokens(tokens, pooling=pooling) for pooling in poolings}
+    used = []
+
+    def kernel(*given: Any) -> Tensor:
+        used.append(backend.name)
+        return backend.kernel(*given)
+
+    def forced(*_: Any, biased: bool) -> Choice:
+        return Choice(BY_ROW if biased and backend is BY_BUCKET else Backend(backend.name, kernel), "forced")
+
+    monkeypatch.setattr(attention_module, "choose", forced)
+    for pooling in poolings:
+        got = model.encode_tokens(tokens, pooling=pooling)
+        scale = np.abs(expected[pooling]).max()
+        np.testing.assert_allclose(got, expected[pooling], atol=2e-6 * max(1, scale), rtol=0)
+    assert used or (family == "dnabert2" and backend is BY_BUCKET)
