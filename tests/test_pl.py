@@ -135,6 +135,17 @@ def test_very_many_categories(adata: ad.AnnData, quick: None) -> None:
     assert drawn(crowded) == big.n_obs
 
 
+@pytest.mark.parametrize("names", [2, 68])
+def test_legend_covers_nothing(adata: ad.AnnData, quick: None, names: int) -> None:
+    """It stands right of all panels, however wide it is."""
+    big = ad.concat([adata] * 3, index_unique="-")
+    big.obs["label"] = [f"a rather long name of a cell type {i % names}" for i in range(big.n_obs)]
+    figure = pl.umap(big, ["X_one", "X_two"], color="label")
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().x0 > max(axis.get_window_extent().x1 for axis in figure.axes)
+    assert min(axis.get_window_extent().width for axis in figure.axes) > 300
+
+
 def test_points_shrink_with_their_number(adata: ad.AnnData, quick: None) -> None:
     sizes = [float(points(pl.umap(ad.concat([adata] * k, index_unique="-"), "X_one"))[0].get_sizes()[0]) for k in (1, 100)]
     assert sizes[0] > 3 * sizes[1] > 0

@@ -109,7 +109,7 @@ def umap(
         values = None if color is None else source.obs[color].iloc[rows]
 
     is_scale = values is not None and pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    figure = Figure(figsize=(4.6 * len(panels) + (0.0 if values is None else 1.8), 4.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels) + (1.0 if is_scale else 0.0), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     size = point_size if point_size is not None else float(np.clip(12_000 / len(rows), 0.3, 14.0))
@@ -282,7 +282,8 @@ def _legend(figure: "Figure", labels: _Categories, title: str) -> None:
         entries.append(("missing", MISSING, "o"))
     handles = [Line2D([], [], color=color, marker=marker, linestyle="", label=name) for name, color, marker in entries]
     columns = -(-len(handles) // 20)
-    figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, fontsize=8, ncols=columns)
+    # Beside the figure, however wide it is: saving and notebooks crop to what is drawn.
+    figure.legend(handles=handles, title=title, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, ncols=columns)
 
 
 # Writing
