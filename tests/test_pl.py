@@ -172,6 +172,7 @@ def test_colours_are_told_apart(vision: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 def test_files(adata: ad.AnnData, quick: None, tmp_path: Path, suffix: str) -> None:
     """A file gives the same picture as the object, without its matrix being read."""
     path = tmp_path / f"cells{suffix}"
