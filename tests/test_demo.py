@@ -13,16 +13,15 @@ import torch
 from typer.testing import CliRunner
 
 import cellfm_hub as cf
-from cellfm_hub import cache, registry as registry_module
+from benchmarks import demo_quality
+from cellfm_hub import cache
+from cellfm_hub import registry as registry_module
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.cli import app
 from cellfm_hub.demo import neighbour_scores
 from cellfm_hub.demo_checkpoints import train_cell, train_dna, training
 from cellfm_hub.errors import CheckpointError, ChecksumError, InputError, OutputError
 from cellfm_hub.registry import registry
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-import demo_quality
 
 CARD = registry_module._own_cards() / "demo.md"
 RESULT = json.loads(demo_quality.RESULTS.read_text()) if demo_quality.RESULTS.is_file() else None
@@ -179,7 +178,7 @@ def test_damaged_installation(shipped: Path, damage: str) -> None:
         file.unlink()
     else:
         file.write_text("AAAAAA")
-    with pytest.raises(ChecksumError, match="weights/vocab.txt of demo-dna.*the installation is damaged, reinstall somebody"):
+    with pytest.raises(ChecksumError, match=r"weights/vocab\.txt of demo-dna.*the installation is damaged, reinstall somebody"):
         cf.load("demo-dna")
     assert file.exists() == (damage == "changed")
 

@@ -135,6 +135,17 @@ def test_very_many_categories(adata: ad.AnnData, quick: None) -> None:
     assert drawn(crowded) == big.n_obs
 
 
+@pytest.mark.parametrize("names", [2, 68])
+def test_legend_covers_nothing(adata: ad.AnnData, quick: None, names: int) -> None:
+    """It stands right of all panels, however wide it is."""
+    big = ad.concat([adata] * 3, index_unique="-")
+    big.obs["label"] = [f"a rather long name of a cell type {i % names}" for i in range(big.n_obs)]
+    figure = pl.umap(big, ["X_one", "X_two"], color="label")
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().x0 > max(axis.get_window_extent().x1 for axis in figure.axes)
+    assert min(axis.get_window_extent().width for axis in figure.axes) > 300
+
+
 def test_points_shrink_with_their_number(adata: ad.AnnData, quick: None) -> None:
     sizes = [float(points(pl.umap(ad.concat([adata] * k, index_unique="-"), "X_one"))[0].get_sizes()[0]) for k in (1, 100)]
     assert sizes[0] > 3 * sizes[1] > 0
@@ -144,7 +155,7 @@ def test_points_shrink_with_their_number(adata: ad.AnnData, quick: None) -> None
 
 @pytest.mark.parametrize("vision", LINEAR_RGB_OF)
 def test_colours_are_told_apart(vision: str) -> None:
-    """Any two colours, and each and the grey of missing cells and the white of the page, differ by 15 or more in CIE Lab (matplotlib's own: 4)."""
+    """Any two colours, the grey of missing cells and the white of the page differ by 15 in CIE Lab (matplotlib's own ten: 4)."""
 
     def closest(colors: tuple[str, ...]) -> float:
         rgb = np.array([to_rgb(color) for color in colors])
@@ -162,6 +173,7 @@ def test_colours_are_told_apart(vision: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 def test_files(adata: ad.AnnData, quick: None, tmp_path: Path, suffix: str) -> None:
     """A file gives the same picture as the object, without its matrix being read."""
     path = tmp_path / f"cells{suffix}"
@@ -196,7 +208,7 @@ def test_too_few_cells(adata: ad.AnnData) -> None:
 
 
 def test_output_is_checked_first(adata: ad.AnnData, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="pictures are written as .png, .pdf or .svg"):
+    with pytest.raises(OutputError, match=r"pictures are written as \.png, \.pdf or \.svg"):
         pl.umap(adata, "X_one", out=tmp_path / "umap.xls")
     with pytest.raises(OutputError, match="does not exist; make it"):
         pl.umap(adata, "X_one", out=tmp_path / "no" / "umap.png")

@@ -207,12 +207,14 @@ class CheckpointFiles:
 
     def _shipped(self, published: str, *, again: bool = False) -> Path:
         """Return a file that is installed with a package, the file of the card and no other."""
-        package = self.entry.checkpoint.source.package  # type: ignore[union-attr]
-        path = _installed(package, published)
+        source = self.entry.checkpoint.source
+        assert source is not None
+        assert source.package is not None
+        path = _installed(source.package, published)
         expected = self.entry.checkpoint.files[published].sha256
         got = safe_files.sha256(path, fresh=again) if path is not None else "missing"
         if path is None or got != expected:
-            msg = f"{published} of {self.entry.name}, which the package {package} ships, is {got}, expected SHA-256 {expected};"
+            msg = f"{published} of {self.entry.name}, which the package {source.package} ships, is {got}, expected SHA-256 {expected};"
             msg += f" the installation is damaged, reinstall {self.entry.card.owner}"
             raise ChecksumError(msg)
         return path

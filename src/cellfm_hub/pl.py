@@ -109,7 +109,7 @@ def umap(
         values = None if color is None else source.obs[color].iloc[rows]
 
     is_scale = values is not None and pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    figure = Figure(figsize=(4.6 * len(panels) + (0.0 if values is None else 1.8), 4.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels) + (1.0 if is_scale else 0.0), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     size = point_size if point_size is not None else float(np.clip(12_000 / len(rows), 0.3, 14.0))
@@ -161,7 +161,7 @@ def _open(data: "AnnData | str | Path") -> Iterator[_Source]:
         if "obs" not in store:
             msg = f"{path} has no obs, so it holds no cells; pictures are made of .h5ad and .zarr results"
             raise InputError(msg)
-        obsm: Mapping[str, Any] = store["obsm"] if "obsm" in store else {}
+        obsm: Mapping[str, Any] = store.get("obsm", {})
         ours = tuple(store["uns/cellfm"]) if "uns/cellfm" in store else ()
         yield _Source(str(path), read_elem(store["obs"]), tuple(obsm), ours, lambda key: read_elem(obsm[key]))
 
@@ -243,7 +243,7 @@ class _Categories:
     @classmethod
     def of(cls, values: "pd.Series[Any]") -> "_Categories":
         labels = values.astype("category").cat.remove_unused_categories()
-        codes = labels.cat.codes.to_numpy(dtype=np.int64)
+        codes = np.asarray(labels.cat.codes, dtype=np.int64)
         names = [str(name) for name in labels.cat.categories]
         room = len(COLORS) * len(MARKERS)
         missing = bool((codes < 0).any())
@@ -252,7 +252,7 @@ class _Categories:
         largest = np.sort(np.argsort(-np.bincount(codes[codes >= 0], minlength=len(names)), kind="stable")[:room])
         place = np.full(len(names) + 1, -1)  # the last entry is that of code -1
         place[largest] = np.arange(room)
-        return cls(place[codes], tuple(names[i] for i in largest), len(names) - room, missing)
+        return cls(place[codes].astype(np.int64), tuple(names[i] for i in largest), len(names) - room, missing)
 
     def look(self, code: int) -> tuple[str, str]:
         """Return colour and marker."""
@@ -261,13 +261,15 @@ class _Categories:
 
 def _draw_categories(axis: "Axes", points: NDArray[np.float32], drawn: NDArray[np.int64], labels: _Categories, size: float) -> None:
     codes = labels.codes[drawn]
-    axis.scatter(*points[drawn[codes < 0]].T, s=size, c=MISSING, linewidths=0, rasterized=True)
+    x, y = points[drawn[codes < 0]].T
+    axis.scatter(x, y, s=size, c=MISSING, linewidths=0, rasterized=True)
     looks = [labels.look(code) for code in range(len(labels.names))]
     colors = np.array([color for color, _ in looks])
     shapes = np.array([marker for _, marker in looks])
     for marker in dict.fromkeys(shapes):
         of_shape = drawn[(codes >= 0) & (shapes[codes] == marker)]
-        axis.scatter(*points[of_shape].T, s=size, c=colors[labels.codes[of_shape]], marker=marker, linewidths=0, rasterized=True)
+        x, y = points[of_shape].T
+        axis.scatter(x, y, s=size, c=colors[labels.codes[of_shape]], marker=marker, linewidths=0, rasterized=True)
 
 
 def _legend(figure: "Figure", labels: _Categories, title: str) -> None:
@@ -280,7 +282,8 @@ def _legend(figure: "Figure", labels: _Categories, title: str) -> None:
         entries.append(("missing", MISSING, "o"))
     handles = [Line2D([], [], color=color, marker=marker, linestyle="", label=name) for name, color, marker in entries]
     columns = -(-len(handles) // 20)
-    figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, fontsize=8, ncols=columns)
+    # Beside the figure, however wide it is: saving and notebooks crop to what is drawn.
+    figure.legend(handles=handles, title=title, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, ncols=columns)
 
 
 # Writing

@@ -5,7 +5,8 @@ splice sites that were held back from training. Vectors go, as they are, into a 
 logistic regression (C 0.1); 5-fold stratified cross-validation with three seeds. Figures are accuracy and balanced accuracy.
 
 Run from the top of a checkout: ``python tests/benchmarks/demo_quality.py``. Checkpoints of other training seeds, made with
-``python -m cellfm_hub.demo_checkpoints.train_cell --seed 1 …``, are scored too when their folders are given: ``--cell FOLDER --dna FOLDER``.
+``python -m cellfm_hub.demo_checkpoints.train_cell --seed 1 …``, are scored too when their folders are given:
+``--cell FOLDER --dna FOLDER``.
 What the network is before its first step, gene embeddings from co-expression, is made with ``--steps 0`` and given as ``--start FOLDER``.
 The result stands in ``results/demo_quality.json``, and the table of ``model_cards/demo.md`` is made from it (``--table`` prints it).
 """

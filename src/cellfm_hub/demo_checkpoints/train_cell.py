@@ -82,18 +82,22 @@ class Genes:
     symbol_of: dict[str, str]
     """Current Ensembl id -> approved symbol."""
     id_of: dict[str, str]
-    """Approved symbol, or unambiguous previous or alias symbol, upper case -> current Ensembl id."""
+    """Approved symbol, else previous symbol, else alias, upper case -> current Ensembl id. Names of several genes are left out."""
 
     @classmethod
     def read(cls, path: Path) -> "Genes":
+        """Read the table."""
         table = pd.read_csv(path, sep="\t", dtype=str, usecols=["symbol", "prev_symbol", "alias_symbol", "ensembl_gene_id"])
         table = table.dropna(subset=["ensembl_gene_id"]).drop_duplicates("ensembl_gene_id")
         id_of = {symbol.upper(): gene for symbol, gene in zip(table["symbol"], table["ensembl_gene_id"], strict=True)}
-        for column in ("prev_symbol", "alias_symbol"):  # a previous name counts for more than an alias
-            names = table.set_index("ensembl_gene_id")[column].dropna().str.upper().str.split("|").explode().drop_duplicates()
-            names = names.reset_index().drop_duplicates()
-            unambiguous = names[~names[column].duplicated(keep=False)]
-            id_of = dict(zip(unambiguous[column], unambiguous["ensembl_gene_id"], strict=True)) | id_of
+        taken = set(id_of)
+        for column in ("prev_symbol", "alias_symbol"):
+            genes_of: dict[str, set[str]] = {}
+            for names, gene in table[[column, "ensembl_gene_id"]].dropna().itertuples(index=False):
+                for name in names.upper().split("|"):
+                    genes_of.setdefault(name, set()).add(gene)
+            id_of |= {name: next(iter(genes)) for name, genes in genes_of.items() if len(genes) == 1 and name not in taken}
+            taken |= set(genes_of)  # an ambiguous previous symbol is no clear alias either
         return cls(dict(zip(table["ensembl_gene_id"], table["symbol"], strict=True)), id_of)
 
     def current(self, ensembl_id: str, symbol: str) -> str | None:
@@ -159,7 +163,8 @@ def gene_vectors(counts: sp.csr_matrix, width: int) -> NDArray[np.float32]:
         dtype=np.float64,
     )
     vectors = svds(centred, k=width, random_state=0)[2].T / spread[:, None]
-    return (vectors / vectors.std(axis=0)).astype(np.float32)
+    scaled: NDArray[np.float32] = (vectors / vectors.std(axis=0)).astype(np.float32)
+    return scaled
 
 
 class Batches:
@@ -235,7 +240,7 @@ def main() -> None:
 
     adapter = cf.load(FAMILY, checkpoint=given.out, device="cpu", precision="float32").adapter
     assert isinstance(adapter, CellAdapter)
-    head = Head(BERT_HEAD, begin, config["layer_norm_eps"], adapter.network.genes.weight)
+    head = Head(BERT_HEAD, begin, config["layer_norm_eps"], adapter.network.get_parameter("genes.weight"))
     shuffled = np.random.default_rng(given.seed).permutation(counts.shape[0])
     n_held_out = int(HELD_OUT * len(shuffled))
     unseen = Batches(adapter, counts[shuffled[:n_held_out]], 0)

@@ -145,7 +145,7 @@ def main() -> None:
 
     adapter = cf.load(FAMILY, checkpoint=given.out, device="cpu", precision="float32").adapter
     assert isinstance(adapter, SequenceAdapter)
-    head = Head(ESM_HEAD, begin, CONFIG["layer_norm_eps"], adapter.network.words.weight)
+    head = Head(ESM_HEAD, begin, CONFIG["layer_norm_eps"], adapter.network.get_parameter("words.weight"))
     sequences = read_sequences(given.data)
     print(f"{len(sequences):,} sequences, {sum(map(len, sequences)):,} bases", flush=True)  # noqa: T201 - a program
     shuffled = np.random.default_rng(given.seed).permutation(len(sequences))

@@ -78,10 +78,9 @@ class Head(nn.Module):
     def forward(self, hidden: Tensor, candidates: Tensor | None) -> Tensor:
         """Return the scores of `candidates` (ids; ``None``: all tokens), ``(M, C)``, for masked places ``(M, D)``."""
         x = self.norm(self.activation(self.dense(hidden)))
-        decoder, bias = self.decoder, self.bias
-        if candidates is not None:
-            decoder, bias = decoder[candidates], bias[candidates]
-        return x @ decoder.T + bias
+        if candidates is None:
+            return F.linear(x, self.decoder, self.bias)
+        return F.linear(x, self.decoder[candidates], self.bias[candidates])
 
     def published(self, keys: HeadKeys) -> dict[str, Tensor]:
         """Return the tensors under their published names."""
@@ -196,7 +195,8 @@ def masked_loss(
     by_place = F.cross_entropy(head(hidden[is_chosen], candidates), truth)
     row = torch.arange(len(tokens)).repeat_interleave(batch.segment_lengths)[is_chosen]
     by_row = head(segment_mean(hidden, batch, ~is_chosen), candidates).log_softmax(dim=-1)
-    return by_place - by_row[row, truth].mean()
+    loss: Tensor = by_place - by_row[row, truth].mean()
+    return loss
 
 
 def train(
