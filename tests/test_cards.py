@@ -111,11 +111,13 @@ def test_recipes_are_possible(entry: Entry) -> None:
             assert -layers - 1 <= recipe.output_layer <= layers, name
 
 
-@pytest.mark.parametrize("family", sorted({entry.family for entry in NETWORKS}))
-def test_family_has_a_golden_case(family: str) -> None:
-    """Numbers of the original code stand in tests/golden under the family's name, an alias, or a checkpoint's."""
-    block = registry().cards[family].cellfm
-    names = {family, *block.aliases, *block.checkpoints}
+@pytest.mark.parametrize("adapter", sorted({entry.adapter_path for entry in NETWORKS}))
+def test_adapter_has_a_golden_case(adapter: str) -> None:
+    """Numbers of the original code stand in tests/golden under the name of a family, an alias or a checkpoint that the adapter serves."""
+    names = set[str]()
+    for entry in NETWORKS:
+        if entry.adapter_path == adapter:
+            names |= {entry.family, entry.name, *entry.card.cellfm.aliases}
     cases = [path.name for path in PORTABLE.iterdir() if (path / "case.json").is_file()]
     assert any(case.startswith(f"{name}-") for case in cases for name in names), f"{sorted(names)} not in {cases}"
 
@@ -235,6 +237,12 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
             "cellfm.checkpoints.gc-content.revision: Input should be a valid string",
         ),
         ("      source: null # no weights", "      source: {hub: a/b}", "checkpoints.gc-content: has a source but lists no files"),
+        ("      source: null # no weights", "      source: {hub: a/b, package: c}", "shipped in a package are fetched from nowhere"),
+        (
+            "      source: null # no weights",
+            "      source: {package: c}\n      files: {model.safetensors: {sha256: null, size: 1}}",
+            "checkpoints.gc-content: model.safetensors is shipped in c, so its sha256 can be given",
+        ),
         ("      default: true\n", "", "exactly one must be the default, 0 are"),
         ("    default:\n", "    other:\n", "recipes: 'default' is missing"),
         ("  modality: sequence\n", "", "modality: set it for the family or for checkpoint 'gc-content'"),

@@ -37,16 +37,23 @@ def test_cell_baseline(name: str) -> None:
     check_cell_model(cf.load(name, options={"n_top_genes": 100} | ({"n_components": 5} if name == "pca" else {})), cf.datasets.pbmc700())
 
 
+def test_shipped_checkpoints() -> None:
+    """Those that travel with the package, on real cells and on DNA."""
+    check_cell_model(cf.load("demo-cell", device="cpu", precision="float32"), cf.datasets.pbmc700()[:40].copy())
+    sequences = {str(i): s for i, s in enumerate(["ACGTTGCA" * 5, "TTTTTT", "ACGNNACGTA", "GATTACAGATTACA" * 9])}
+    check_sequence_model(cf.load("demo-dna", device="cpu", precision="float32"), sequences)
+
+
 def test_sequence_baseline() -> None:
     sequences = {str(i): s for i, s in enumerate(["ACGTTGCA", "TTTTTT", "ACGNNACGTA", "GATTACAGATTACA" * 9])}
     check_sequence_model(cf.load("kmer"), sequences)
     check_sequence_model(cf.load("kmer"), sequences, reverse_complement="mean")
 
 
-def test_every_family_has_a_case() -> None:
-    """A family with weights proves its numbers in this repository."""
-    with_cases = {registry().find(model_of(param.values[0])).family for param in CASES}
-    with_weights = {entry.family for entry in registry().checkpoints.values() if entry.checkpoint.source is not None}
+def test_every_adapter_has_a_case() -> None:
+    """An adapter with weights proves its numbers in this repository."""
+    with_cases = {registry().find(model_of(param.values[0])).adapter_path for param in CASES}
+    with_weights = {entry.adapter_path for entry in registry().checkpoints.values() if entry.checkpoint.source is not None}
     assert with_weights == with_cases
 
 

@@ -17,7 +17,7 @@ import cellfm_hub
 import cellfm_hub.testing
 
 HEAVY = {"torch", "anndata", "scanpy", "transformers", "pandas", "scipy", "sklearn", "numba", "h5py", "huggingface_hub"}
-MODULES = [cellfm_hub, cellfm_hub.datasets, cellfm_hub.errors, cellfm_hub.testing]
+MODULES = [cellfm_hub, cellfm_hub.datasets, cellfm_hub.errors, cellfm_hub.pl, cellfm_hub.testing]
 """Modules whose functions people call."""
 
 

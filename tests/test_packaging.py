@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from cellfm_hub.registry import registry
+
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="needs a checkout")
@@ -85,9 +87,11 @@ def test_nothing_else_is_inside(built: Built) -> None:
     golden = {name for name in built.in_wheel if name.startswith("cellfm_hub/golden/")}
     cases = ROOT / "tests" / "golden"
     assert golden == {f"cellfm_hub/golden/{path.relative_to(cases).as_posix()}" for path in cases.rglob("*") if path.is_file()}
-    kinds = {PurePosixPath(name).suffix for name in built.in_wheel - golden if ".dist-info/" not in name}
+    shipped = {f"cellfm_hub/{path}" for entry in registry().checkpoints.values() if entry.is_shipped for path in entry.checkpoint.files}
+    assert shipped <= built.in_wheel
+    kinds = {PurePosixPath(name).suffix for name in built.in_wheel - golden - shipped if ".dist-info/" not in name}
     assert kinds <= {".py", ".md", ".typed", ".npz", ".json"}, kinds
-    assert built.wheel.stat().st_size < 2_000_000
+    assert built.wheel.stat().st_size < 8_000_000
     # The sdist carries the golden cases of the tests, and nothing of the founders' folder.
     tops = {name.partition("/")[0] for name in built.in_sdist}
     assert not any("__pycache__" in name for name in built.in_sdist)
@@ -119,5 +123,12 @@ def test_installed_wheel_lists_models(site: Path, tmp_path: Path) -> None:
 
 def test_installed_wheel_embeds(site: Path, tmp_path: Path) -> None:
     """An adapter of the installed wheel runs."""
-    code = "import cellfm_hub as cf; print(cf.embed(['ACGTACGT'], 'kmer').shape)"
-    assert run("-c", code, cwd=tmp_path, path=site).strip() == "(1, 256)"
+    for model, shape in (("kmer", "(1, 256)"), ("demo-dna", "(1, 96)")):
+        code = f"import cellfm_hub as cf; print(cf.embed(['ACGTACGT'], {model!r}).shape)"
+        assert run("-c", code, cwd=tmp_path, path=site).strip() == shape
+
+
+def test_installed_wheel_runs_the_demo_checkpoint(site: Path, tmp_path: Path) -> None:
+    """Cells go through the shipped transformer with nothing but what the wheel holds."""
+    code = "import cellfm_hub as cf; print(cf.load('demo-cell').encode(cf.datasets.pbmc700()[:20]).shape)"
+    assert run("-c", code, cwd=tmp_path, path=site).strip() == "(20, 64)"

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellfm_hub import datasets, errors, genes
+    from cellfm_hub import datasets, errors, genes, pl
     from cellfm_hub._settings import settings
     from cellfm_hub.api import embed, load
     from cellfm_hub.checking import Report, check
@@ -36,6 +36,7 @@ __all__ = [
     "list_models",
     "load",
     "merge",
+    "pl",
     "settings",
 ]
 
@@ -55,7 +56,7 @@ _HOMES = {
     "Ragged": "cellfm_hub.tokens",
     "Tokens": "cellfm_hub.tokens",
 }
-_MODULES = {"datasets", "errors", "genes"}
+_MODULES = {"datasets", "errors", "genes", "pl"}
 
 
 def __getattr__(name: str) -> Any:

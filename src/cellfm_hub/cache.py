@@ -84,8 +84,9 @@ def add(model: str, folder: Path, *, link: bool = False) -> list[Path]:
 def _find_all(entry: Entry, folder: Path) -> dict[str, Path]:
     """Find the published files in a folder; those that are in the cache already need not be there."""
     source, files = entry.checkpoint.source, entry.checkpoint.files
-    if source is None:
-        msg = f"{entry.name} has no weights; there is nothing to add"
+    if source is None or entry.is_shipped:
+        why = "comes with the package" if source is not None else "has no weights"
+        msg = f"{entry.name} {why}; there is nothing to add"
         raise InputError(msg)
     found: dict[str, Path] = {}
     missing: list[str] = []
@@ -177,8 +178,9 @@ def bundle(models: Sequence[str], out: Path) -> int:
     entries = list({(entry := registry().find(model)).name: entry for model in models}.values())
     members: dict[str, Path] = {}
     for entry in entries:
-        if entry.checkpoint.source is None:
-            msg = f"{entry.name} has no weights and works everywhere; leave it out"
+        if entry.checkpoint.source is None or entry.is_shipped:
+            why = "comes with the package" if entry.is_shipped else "has no weights"
+            msg = f"{entry.name} {why} and works everywhere; leave it out"
             raise InputError(msg)
         files = CheckpointFiles(entry)
         with settings.override(offline=True):
@@ -295,7 +297,7 @@ def listing() -> list[Cached]:
     recorded = lock.read().models
     out = []
     for name, entry in registry().checkpoints.items():
-        if entry.checkpoint.source is None:
+        if entry.checkpoint.source is None or entry.is_shipped:
             continue
         here = CheckpointFiles(entry).at_hand()
         everything = _belongings(entry, here)
@@ -338,6 +340,9 @@ def remove(model: str) -> list[Path]:
     What was deleted.
     """
     entry = registry().find(model)
+    if entry.is_shipped:
+        msg = f"{entry.name} comes with the package, not from the cache; it goes when {entry.card.owner} is uninstalled"
+        raise InputError(msg)
     kept: set[Path] = set()
     for name, other in registry().checkpoints.items():
         if name != entry.name and other.checkpoint.source is not None:

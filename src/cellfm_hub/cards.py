@@ -117,8 +117,17 @@ class Source(_Strict):
     """Folder of the repository that holds the weights; other files are named from the repository's root."""
     url: str | None = None
     """Page or folder for people (Google Drive, SharePoint): files are fetched by hand from there, unless they have a url of their own."""
+    package: str | None = None
+    """Importable name of an installed package that holds the files, for checkpoints small enough to travel with the software."""
     mirrors: tuple[Mirror, ...] = ()
     """Asked in this order after `hub` or the file's own url."""
+
+    @model_validator(mode="after")
+    def _shipped_or_fetched(self) -> "Source":
+        if self.package is not None and (self.hub is not None or self.url is not None or self.mirrors):
+            msg = "files that are shipped in a package are fetched from nowhere: give package alone, or hub, url and mirrors"
+            raise ValueError(msg)
+        return self
 
 
 class Fidelity(_Strict):
@@ -238,6 +247,9 @@ class Family(_Strict):
                 msg = f"checkpoints.{name}: has a source but lists no files"
                 raise ValueError(msg)
             for path, file in checkpoint.files.items():
+                if checkpoint.source is not None and checkpoint.source.package is not None and file.sha256 is None:
+                    msg = f"checkpoints.{name}: {path} is shipped in {checkpoint.source.package}, so its sha256 can be given"
+                    raise ValueError(msg)
                 if file.archive is not None and (file.archive == path or file.archive not in checkpoint.files):
                     msg = f"checkpoints.{name}: {path} is said to be in {file.archive}, which is not one of the other files"
                     raise ValueError(msg)

@@ -1,6 +1,7 @@
 """Find the files of a checkpoint: in a folder, in a cache, or where they are published, and see that they are the right ones."""
 
 import hashlib
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,9 @@ class CheckpointFiles:
     """Every file that was opened, for the receipt."""
 
     def __post_init__(self) -> None:
+        if self.revision is not None and self.entry.is_shipped:
+            msg = f"revision={self.revision!r}: {self.entry.name} comes with the package, which has one version of it; leave revision out"
+            raise CheckpointError(msg)
         if self.folder is not None:
             self.folder = Path(self.folder).expanduser()
             if not self.folder.is_dir():
@@ -75,6 +79,8 @@ class CheckpointFiles:
         source = self.entry.checkpoint.source
         if self.folder is not None or source is None:
             return str(self.folder or self.entry.name)
+        if source.package is not None:
+            return f"{self.entry.name} in the package {source.package}"
         revision = self.revision or self.entry.checkpoint.revision
         return f"{source.hub or source.url or self.entry.name}" + (f"@{revision}" if revision else "")
 
@@ -188,6 +194,8 @@ class CheckpointFiles:
         return None
 
     def _bring(self, published: str, *, again: bool = False) -> Path:
+        if self.entry.is_shipped:
+            return self._shipped(published, again=again)
         path = self._at_hand(published)
         if path is not None:
             self._show_licence()
@@ -196,6 +204,20 @@ class CheckpointFiles:
             safe_files.extract(self._bring(archive), published, self.cache / published)
             return self._verified(self.cache / published, published, origin=f"{archive} of {self.origin}")
         return self._fetch(published)
+
+    def _shipped(self, published: str, *, again: bool = False) -> Path:
+        """Return a file that is installed with a package, the file of the card and no other."""
+        source = self.entry.checkpoint.source
+        assert source is not None
+        assert source.package is not None
+        path = _installed(source.package, published)
+        expected = self.entry.checkpoint.files[published].sha256
+        got = safe_files.sha256(path, fresh=again) if path is not None else "missing"
+        if path is None or got != expected:
+            msg = f"{published} of {self.entry.name}, which the package {source.package} ships, is {got}, expected SHA-256 {expected};"
+            msg += f" the installation is damaged, reinstall {self.entry.card.owner}"
+            raise ChecksumError(msg)
+        return path
 
     def _fetch(self, published: str) -> Path:
         """Try one place after the other."""
@@ -241,6 +263,8 @@ class CheckpointFiles:
 
     def _at_hand(self, published: str) -> Path | None:
         """Return a file that was brought before, without touching the network."""
+        if (source := self.entry.checkpoint.source) is not None and source.package is not None:
+            return _installed(source.package, published)
         by_hand = self.cache / published
         if by_hand.is_file() and (self.lock_name == self.entry.name or self._is_elsewhere(published)):
             return by_hand
@@ -320,6 +344,13 @@ class CheckpointFiles:
             f" {self.cache / published}); checkpoint='FOLDER' uses a folder without registering it"
         )
         raise WeightsUnavailableError(msg)
+
+
+def _installed(package: str, published: str) -> Path | None:
+    """Return a file of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    places = (Path(place) / published for place in (spec.submodule_search_locations or [])) if spec else ()
+    return next((path for path in places if path.is_file()), None)
 
 
 _licences_shown: set[str] = set()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from cellfm_hub import cli_check, cli_genes, cli_weights
+from cellfm_hub import cli_check, cli_demo, cli_genes, cli_weights
 from cellfm_hub.cli_options import Long, Precision, by_model, parse_options
 
 if TYPE_CHECKING:
@@ -432,25 +432,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     typer.echo(json.dumps(facts, indent=1) if as_json else "\n".join(f"{key:<24}{value}" for key, value in facts.items()))
 
 
-@app.command()
-@_one_line_errors
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Result.")] = Path("demo.h5ad"),
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing result.")] = True,
-) -> None:
-    """Embed 700 real blood cells with the pca baseline, offline."""
-    from cellfm_hub import sinks
-    from cellfm_hub.demo import run_demo
-
-    sinks.check_output(out, source=Path("pbmc700"), keys=["X_pca"], overwrite=overwrite)
-    result = run_demo(out)
-    rows, width = result.shape
-    typer.echo(
-        f"{result.model}: {rows} cells x {width} in {result.seconds:.1f} s, 5-nearest-neighbour label accuracy {result.accuracy:.3f}"
-    )
-    typer.echo(f"wrote {out}; next: cellfm embed YOUR_DATA.h5ad --model pca, then 'cellfm models' for others")
-
-
+cli_demo.register(app, _one_line_errors)
 cli_check.register(app, _one_line_errors)
 cli_weights.register(app, _one_line_errors)
 cli_genes.register(app, _one_line_errors)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cellfm_hub.errors import CountsError
-from cellfm_hub.sources.recovery import recognise
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,6 +28,8 @@ def pbmc700() -> "AnnData":
     """
     import scanpy as sc
     from anndata import AnnData
+
+    from cellfm_hub.sources.recovery import recognise
 
     with warnings.catch_warnings():
         # The file is in the format of an early anndata.

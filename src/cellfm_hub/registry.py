@@ -85,6 +85,12 @@ class Entry:
         return self.checkpoint.licence or self.card.license_name or self.card.license
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether its files travel inside an installed package."""
+        source = self.checkpoint.source
+        return source is not None and source.package is not None
+
+    @property
     def dataset_dependent(self) -> bool:
         """Whether it is fitted to the file."""
         own = self.checkpoint.dataset_dependent
@@ -127,12 +133,19 @@ class Entry:
             parameters=checkpoint.parameters,
             licence=self.licence,
             commercial_use=checkpoint.commercial_use,
-            source=None if checkpoint.source is None else checkpoint.source.hub or checkpoint.source.url,
+            source=_place_of(checkpoint),
             revision=checkpoint.revision,
             citation=self.card.cellfm.citation,
             dataset_dependent=self.dataset_dependent,
             package=self.card.owner,
         )
+
+
+def _place_of(checkpoint: Checkpoint) -> str | None:
+    source = checkpoint.source
+    if source is None:
+        return None
+    return f"the installed package {source.package}" if source.package else source.hub or source.url
 
 
 def _own_cards() -> Path:
@@ -276,7 +289,7 @@ def _provenance(entry: Entry) -> tuple[str, str, str, str]:
     checkpoint = entry.checkpoint
     source = checkpoint.source
     assert source is not None
-    places = [f"Hugging Face `{source.hub}`"] if source.hub else []
+    places = [f"Hugging Face `{source.hub}`"] if source.hub else ["in the package"] if source.package else []
     places += sorted({str(urlsplit(file.url).hostname) for file in checkpoint.files.values() if file.url})
     if not places:
         places = [f"by hand from {urlsplit(source.url or '').hostname}"]

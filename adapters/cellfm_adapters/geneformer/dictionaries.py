@@ -22,7 +22,8 @@ def find_dictionaries(files: CheckpointFiles, folder: Path | None, vocab_size: i
     Parameters
     ----------
     files
-        The checkpoint; dictionaries at their published places beside the weights are found, then those in the cache or on the hub.
+        The checkpoint; dictionaries beside the weights are found (in text form, or as pickles at their published places), then those in
+        the cache or on the hub.
     folder
         The user's choice: a folder with pickles, their JSON form (``token_dictionary.json``, …) or their text form (``tokens.tsv``),
         or with one such folder per corpus.
@@ -43,6 +44,9 @@ def find_dictionaries(files: CheckpointFiles, folder: Path | None, vocab_size: i
             msg = f"dictionaries={str(folder)!r} holds none; expected {expected}, or tokens.tsv, as released"
             raise WeightsUnavailableError(msg)
         return _fitting(found, vocab_size, files.origin)
+    if (tokens := files.find("tokens.tsv")) is not None:
+        beside = _read_text(tokens, files.find("aliases.tsv"))
+        return _fitting({str(tokens): lambda: beside}, vocab_size, files.origin)
     if files.folder is not None and (found := _beside_weights(files)):
         return _fitting(found, vocab_size, files.origin)
     corpus = _corpus_of(files, vocab_size)
@@ -91,7 +95,8 @@ def _in_folder(folder: Path) -> dict[str, Callable[[], Dictionaries]]:
             if all(path.is_file() for path in pickles):
                 found[f"{place} ({corpus})"] = lambda pickles=pickles: _read_pickles(*pickles)  # type: ignore[misc]
         if (place / "tokens.tsv").is_file():
-            found[f"{place / 'tokens.tsv'}"] = lambda place=place: _read_text(place)  # type: ignore[misc]
+            aliases = place / "aliases.tsv" if (place / "aliases.tsv").is_file() else None
+            found[f"{place / 'tokens.tsv'}"] = lambda place=place, aliases=aliases: _read_text(place / "tokens.tsv", aliases)  # type: ignore[misc]
         if (place / "token_dictionary.json").is_file():
             found[f"{place / 'token_dictionary.json'}"] = lambda place=place: _read_jsons(place)  # type: ignore[misc]
     return found
@@ -115,18 +120,18 @@ def _read_jsons(folder: Path) -> Dictionaries:
     return _dictionaries(read(folder / tokens), read(folder / medians), read(folder / mapping), folder)
 
 
-def _read_text(folder: Path) -> Dictionaries:
+def _read_text(tokens: Path, aliases: Path | None) -> Dictionaries:
     """Read ``tokens.tsv`` and, where there is one, ``aliases.tsv``; an apostrophe is an ordinary letter in them."""
 
-    def rows(name: str) -> list[dict[str, str]]:
-        with (folder / name).open(encoding="utf-8", newline="") as file:
+    def rows(path: Path) -> list[dict[str, str]]:
+        with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
-    entries = rows("tokens.tsv")
+    entries = rows(tokens)
     genes = [entry for entry in entries if entry["median"]]
     mapping = {entry["token"].upper(): entry["token"] for entry in genes}
-    if (folder / "aliases.tsv").is_file():
-        mapping |= {entry["alias"]: entry["ensembl_id"] for entry in rows("aliases.tsv")}
+    if aliases is not None:
+        mapping |= {entry["alias"]: entry["ensembl_id"] for entry in rows(aliases)}
     return Dictionaries(
         tokens={entry["token"]: int(entry["token_id"]) for entry in entries},
         medians={entry["token"]: float(entry["median"]) for entry in genes},
