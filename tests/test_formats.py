@@ -280,8 +280,8 @@ def test_legacy_h5ad_takes_no_result(tmp_path: Path) -> None:
     """Said before anything is computed."""
     source = Path(sc.__file__).parent / "datasets/10x_pbmc68k_reduced.h5ad"
     with pytest.raises(OutputError, match=r"before 0\.7.*-o"):
-        sinks.check_output(tmp_path / "out.h5ad", source=source, key="X", overwrite=False)
-    sinks.check_output(tmp_path / "out.zarr", source=source, key="X", overwrite=False)
+        sinks.check_output(tmp_path / "out.h5ad", source=source, keys=["X"], overwrite=False)
+    sinks.check_output(tmp_path / "out.zarr", source=source, keys=["X"], overwrite=False)
 
 
 def test_float16_on_disk(tmp_path: Path) -> None:
@@ -557,8 +557,7 @@ def test_annotation_of_cells_is_kept(tmp_path: Path) -> None:
     for name in ("zarr-2", "h5mu", "loom", "mtx-2", "csv"):
         (folder := tmp_path / name).mkdir()
         source, out = FORMATS[name](folder, golden()), folder / "result.h5ad"
-        result = geneformer().run(source)
-        sinks.write(out, source=source, key="X", names=result.names, values=result.values, receipt=result.receipt)
+        cf.embed_file(source, "geneformer", out=out, key_added="X", checkpoint=GENEFORMER / "checkpoint", device="cpu", precision="float32")
         written = ad.read_h5ad(out)
         np.testing.assert_array_equal(written.obsm["X"], expected())
         assert written.obs_names.tolist() == golden().obs_names.tolist()

@@ -171,6 +171,7 @@ def test_colours_are_told_apart(vision: str) -> None:
     assert closest((*pl.COLORS, "#FFFFFF")) > 15
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 @pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 def test_files(adata: ad.AnnData, quick: None, tmp_path: Path, suffix: str) -> None:

@@ -3,31 +3,31 @@
 Written from the description of what they compute, step by step and in their manner: loops over cells, dense rows where they have them.
 """
 
+import tempfile
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 
 CHUNK = 512
 
 
-def geneformer(
-    counts: sp.csr_matrix, columns: NDArray[np.int64], tokens: NDArray[np.int64], medians: NDArray[np.float64], longest: int
-) -> Any:
-    """Rank genes chunk by chunk, then cut the rows of a ``datasets`` table one by one, where that package is installed."""
-    totals = np.asarray(counts.sum(axis=1))
+def geneformer(adata: Any, tokens: NDArray[np.int64], medians: NDArray[np.float64], longest: int) -> None:
+    """Rank genes chunk by chunk, then cut the rows of a ``datasets`` table one by one and save it, where that package is installed."""
     cells: list[NDArray[np.int64]] = []
-    for start in range(0, counts.shape[0], CHUNK):
-        part = counts[start : start + CHUNK][:, columns]
-        normalised = sp.csr_matrix(sp.csr_matrix(part / totals[start : start + CHUNK] * 10_000) / medians)
-        for i in range(normalised.shape[0]):
-            row = normalised[i]
-            cells.append(tokens[row.indices][np.argsort(-row.data)])
+    known = np.arange(adata.n_vars)
+    for start in range(0, adata.n_obs, CHUNK):
+        chunk = np.arange(start, min(start + CHUNK, adata.n_obs))
+        totals = adata[chunk].obs["n_counts"].to_numpy()[:, None]
+        part = adata[chunk, :].X[:, known]
+        normalised = sp.csr_matrix(part / totals * 10_000 / medians)
+        cells += [_rank(normalised[i].data, tokens[normalised[i].indices]) for i in range(normalised.shape[0])]
     try:
         from datasets import Dataset, disable_progress_bars
     except ImportError:
-        return [cell[:longest] for cell in cells]
+        return
     disable_progress_bars()
 
     def cut(example: dict[str, Any]) -> dict[str, Any]:
@@ -35,30 +35,51 @@ def geneformer(
         example["length"] = len(example["input_ids"])
         return example
 
-    return Dataset.from_dict({"input_ids": cells}).map(cut, load_from_cache_file=False, keep_in_memory=True)
+    with tempfile.TemporaryDirectory() as folder:
+        Dataset.from_dict({"input_ids": cells}).map(cut, load_from_cache_file=False).save_to_disk(folder)
 
 
-def bare_argsort(counts: sp.csr_matrix, columns: NDArray[np.int64], medians: NDArray[np.float64]) -> Any:
+def _rank(values: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    return tokens[np.argsort(-values)]
+
+
+def bare_argsort(counts: sp.csr_matrix, medians: NDArray[np.float64]) -> Any:
     """Rank genes of one row after the other, and nothing else."""
     values = counts.data / medians[counts.indices]
     return [np.argsort(-values[a:b]) for a, b in zip(counts.indptr[:-1], counts.indptr[1:], strict=True)]
 
 
-def scgpt(counts: sp.csr_matrix, tokens: NDArray[np.int64], longest: int) -> Any:
-    """Bin every cell at its own quantiles, ties at random; a random sample of too long cells."""
-    rng, dense, cells = np.random.default_rng(0), counts.toarray(), []
-    for row in dense:
-        genes = np.flatnonzero(row)
-        values = row[genes]
-        edges = np.quantile(values, np.linspace(0, 1, 50))
-        left, right = np.digitize(values, edges), np.digitize(values, edges, right=True)
-        bins = np.ceil(rng.random(len(values)) * (right - left) + left).astype(np.int64)
-        ids = tokens[genes]
-        if len(ids) >= longest:
-            kept = rng.permutation(len(ids))[: longest - 1]
-            ids, bins = ids[kept], bins[kept]
-        cells.append((np.insert(ids, 0, 0), np.insert(bins, 0, -2)))
-    return cells
+def scgpt(counts: sp.csr_matrix, tokens: NDArray[np.int64], longest: int, rows: int = 64) -> Any:
+    """Bin every cell at its own quantiles, ties at random; a random sample of too long cells; padded batches, in one process."""
+    dense, batches = counts.toarray(), []
+    for start in range(0, len(dense), rows):
+        examples = []
+        for row in dense[start : start + rows]:
+            genes = np.nonzero(row)[0]
+            ids = torch.from_numpy(np.insert(tokens[genes], 0, 0)).long()
+            values = torch.from_numpy(np.insert(row[genes], 0, -2)).float()
+            values[1:] = torch.from_numpy(_bins(values[1:].numpy())).float()
+            examples.append((ids, values))
+        width = min(longest, max(len(ids) for ids, _ in examples))
+        padded = []
+        for ids, values in examples:
+            if len(ids) > width:
+                kept = torch.cat((torch.zeros(1, dtype=torch.long), torch.randperm(len(ids) - 1)[: width - 1] + 1))
+                ids, values = ids[kept], values[kept]
+            padded.append((_pad(ids, width, 0), _pad(values, width, -2)))
+        batches.append((torch.stack([ids for ids, _ in padded]), torch.stack([values for _, values in padded])))
+    return batches
+
+
+def _bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    edges = np.quantile(values, np.linspace(0, 1, 50))
+    left, right = np.digitize(values, edges), np.digitize(values, edges, right=True)
+    digits: NDArray[np.int64] = np.ceil(np.random.rand(len(values)) * (right - left) + left).astype(np.int64)  # noqa: NPY002
+    return digits
+
+
+def _pad(x: torch.Tensor, width: int, fill: float) -> torch.Tensor:
+    return torch.cat((x, torch.full((width - len(x),), fill, dtype=x.dtype)))
 
 
 def uce(counts: sp.csr_matrix, chromosomes: NDArray[np.int32], starts: NDArray[np.int64]) -> Any:
