@@ -121,7 +121,8 @@ class Journal:
         self.parts.pop(part.number, None)
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it."""
+        """Remove the folder and all that is in it, the journal first: without it the rest means nothing."""
+        (self.folder / NAME).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, line: dict[str, Any]) -> None:

@@ -286,7 +286,8 @@ class Run:
             if journal.header is not None:
                 self._look_at_leftovers(journal, part_rows_given=part_rows_given)
             there = self.out.exists() and self.shard is None
-            replacing = self.overwrite or self.spec.update or bool(journal.header and journal.header["overwrite"])
+            ours = bool(journal.facts.get("writing"))  # what is there was written by the run that is resumed
+            replacing = self.overwrite or self.spec.update or ours or bool(journal.header and journal.header["overwrite"])
             if not (self.resume and journal.header is None and there):
                 self._check_output(overwrite=replacing or self.shard is not None)
             with self._computing() as computing:
@@ -526,11 +527,10 @@ class Run:
             journal.note(complete=True)
             return [Summary(self.spec.folder, m.key, result.rows, m.width, m.receipt) for m in result.models]
         if not (self.spec.folder / REDO).exists():
-            if self.in_place:
-                journal.note(size_before=self.input.size)
             try:
+                journal.note(writing=True, **({"size_before": self.input.size} if self.in_place else {}))
                 sinks.write(self.out, result, source=self.spec.data, folder=self.spec.folder)
-            except OutputError as error:
+            except OSError as error:
                 msg = f"{error}; all rows are finished and kept: the same command with --resume goes on"
                 raise OutputError(msg) from error
         summaries = [Summary(self.out, m.key, result.rows, m.width, m.receipt) for m in result.models]
