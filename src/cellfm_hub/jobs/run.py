@@ -297,7 +297,11 @@ class Run:
                     if complete is not None:
                         return complete
                     self._check_output(overwrite=False)
-                wanted = self._begin(journal, header)
+                try:
+                    wanted = self._begin(journal, header)
+                except OSError as error:
+                    msg = f"{self.spec.folder} cannot be written: {error.strerror or error}; free space or choose another place with -o"
+                    raise OutputError(msg) from error
                 self._compute(journal, computing, wanted)
             return self._end(journal)
 
