@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_1, _10, _32, _42, _1023 = np.uint64(1), np.uint64(10), np.uint64(32), np.uint64(42), np.uint64(1023)  # numba: uint64 with int gives float
+
 
 def compiled(function: F) -> F:
     """Compile with numba, keeping the result on disk where a place for it is writable."""
@@ -19,63 +21,61 @@ def compiled(function: F) -> F:
 
 
 @compiled
-def sort_row(values: NDArray[np.float64], keys: NDArray[np.uint32], index: NDArray[np.int32], buckets: NDArray[np.int32]) -> Any:
+def sort_row(values: NDArray[np.float64]) -> NDArray[np.uint64]:
     """Sort a row of positive numbers, largest first; equal numbers keep their order.
 
-    Three 11-bit radix passes over the float32 form, then one insertion pass over the float64 values: rounding to float32 is monotone,
-    so only numbers that collide in float32 can still be out of order.
+    Radix passes over a whole number of 20 bits that falls as the float32 form rises, then one insertion pass over the float64 values:
+    rounding is monotone, so only numbers that share the 20 bits can still be out of order.
 
     Parameters
     ----------
     values
         ``(length,)`` float64, none negative.
-    keys, index
-        Room to work in, ``(2, length or more)``.
-    buckets
-        The same, ``(3, 2048)``.
 
     Returns
     -------
-    ``(length,)`` int32, indices into `values`; a part of `index`.
+    ``(length,)`` uint64; the lower 32 bits are indices into `values`.
     """
-    length = len(values)
-    rounded = np.empty(1, dtype=np.float32)
-    bits = rounded.view(np.uint32)
-    buckets[:] = 0
+    length = np.uint64(len(values))  # numba: an index without a sign needs no look at whether it counts from the end
+    rounded = values.astype(np.float32)
+    bits = rounded.view(np.uint32)  # of a positive float32, and they grow with its value
+    smallest, largest = np.uint32(0xFFFFFFFF), np.uint32(0)
     for i in range(length):
-        rounded[0] = values[i]
-        # The bit pattern of a positive float32 grows with its value; inverted, ascending order is descending.
-        key = ~bits[0]
-        keys[0, i], index[0, i] = key, i
-        buckets[0, key & 2047] += 1
-        buckets[1, (key >> 11) & 2047] += 1
-        buckets[2, (key >> 22) & 2047] += 1
-    now = 0
-    for digit in range(3):
-        shift, total = 11 * digit, 0
-        if length > 0 and buckets[digit, (keys[0, 0] >> shift) & 2047] == length:
-            continue  # all alike in these bits, as small whole numbers are in the lowest
-        for b in range(2048):
-            count = buckets[digit, b]
-            buckets[digit, b] = total
-            total += count
-        for i in range(length):
-            key = keys[now, i]
-            b = (key >> shift) & 2047
-            place = buckets[digit, b]
-            buckets[digit, b] = place + 1
-            keys[1 - now, place], index[1 - now, place] = key, index[now, i]
-        now = 1 - now
-    order = index[now, :length]
-    for i in range(1, length):
-        entry = order[i]
-        value = values[entry]
-        j = i - 1
-        while j >= 0 and values[order[j]] < value:
-            order[j + 1] = order[j]
-            j -= 1
-        order[j + 1] = entry
-    return order
+        smallest, largest = min(smallest, bits[i]), max(largest, bits[i])
+    shift = np.uint32(0)
+    while (largest - smallest) >> shift >= 1 << 20:
+        shift += np.uint32(1)
+    entries, passed = np.empty(length, dtype=np.uint64), np.empty(length, dtype=np.uint64)
+    low, high = np.zeros(1024, dtype=np.int32), np.zeros(1024, dtype=np.int32)
+    for i in range(length):
+        key = np.uint64((largest - bits[i]) >> shift)
+        entries[i] = key << _32 | i
+        low[key & _1023] += np.int32(1)
+        high[key >> _10] += np.int32(1)
+    low_total, high_total = np.int32(0), np.int32(0)
+    for b in range(np.uint64(1024)):
+        low_count, high_count = low[b], high[b]
+        low[b], high[b] = low_total, high_total
+        low_total, high_total = low_total + low_count, high_total + high_count
+    for i in range(length):
+        entry = entries[i]
+        digit = entry >> _32 & _1023
+        passed[np.uint64(low[digit])] = entry
+        low[digit] += np.int32(1)
+    for i in range(length):
+        entry = passed[i]
+        digit = entry >> _42
+        entries[np.uint64(high[digit])] = entry
+        high[digit] += np.int32(1)
+    for i in range(np.uint64(1), length):
+        entry, j = entries[i], np.uint64(i)
+        if entry >> _32 == entries[i - _1] >> _32:
+            value = values[np.uint32(entry)]
+            while j > 0 and values[np.uint32(entries[j - _1])] < value:
+                entries[j] = entries[j - _1]
+                j -= _1
+            entries[j] = entry
+    return entries
 
 
 @compiled
@@ -103,14 +103,11 @@ def argsort_rows_descending(values: NDArray[np.float64], offsets: NDArray[np.int
     ``(total,)`` int64, indices into `values`, row by row.
     """
     order = np.empty(len(values), dtype=np.int64)
-    longest = longest_row(offsets)
-    keys, index = np.empty((2, longest), dtype=np.uint32), np.empty((2, longest), dtype=np.int32)
-    buckets = np.empty((3, 2048), dtype=np.int32)
     for row in range(len(offsets) - 1):
-        start, stop = offsets[row], offsets[row + 1]
-        of_row = sort_row(values[start:stop], keys, index, buckets)
+        start, stop = np.uint64(offsets[row]), np.uint64(offsets[row + 1])
+        entries = sort_row(values[start:stop])
         for i in range(stop - start):
-            order[start + i] = start + of_row[i]
+            order[start + i] = start + np.uint32(entries[i])
     return order
 
 
@@ -131,43 +128,51 @@ def select_columns(
     -------
     ``data``, ``indices`` and ``indptr`` of the new matrix, ascending in each row.
     """
-    kept = 0
-    for i in range(len(indices)):
-        kept += targets[indices[i]] >= 0 and data[i] != 0
-    out_data, out_indices = np.empty(kept, dtype=data.dtype), np.empty(kept, dtype=np.int32)
+    room = len(indices) + 1  # one more: an entry is written before it is known whether it stays
+    out_data, out_indices = np.empty(room, dtype=data.dtype), np.empty(room, dtype=np.int32)
     out_indptr = np.zeros(len(indptr), dtype=np.int64)
-    longest = longest_row(indptr)
-    places, values = np.empty((2, longest), dtype=np.int32), np.empty((2, longest), dtype=data.dtype)
-    buckets = np.empty(2048, dtype=np.int64)
-    written = 0
+    written = np.uint64(0)
     for row in range(len(indptr) - 1):
-        length, ascends, last = 0, True, -1
-        for i in range(indptr[row], indptr[row + 1]):
-            place = targets[indices[i]]
-            if place >= 0 and data[i] != 0:
-                ascends = ascends and place > last
-                last = place
-                places[0, length], values[0, length] = place, data[i]
-                length += 1
-        if not ascends:
-            for digit in range(2):  # two passes: back where they began
-                shift, total = 11 * digit, 0
-                buckets[:] = 0
-                for i in range(length):
-                    buckets[(places[digit, i] >> shift) & 2047] += 1
-                for b in range(2048):
-                    count = buckets[b]
-                    buckets[b] = total
-                    total += count
-                for i in range(length):
-                    b = (places[digit, i] >> shift) & 2047
-                    places[1 - digit, buckets[b]], values[1 - digit, buckets[b]] = places[digit, i], values[digit, i]
-                    buckets[b] += 1
-        for i in range(length):
-            if i > 0 and places[0, i] == places[0, i - 1]:
-                out_data[written - 1] += values[0, i]
-            else:
-                out_data[written], out_indices[written] = values[0, i], places[0, i]
-                written += 1
+        begin = written
+        for i in range(np.uint64(indptr[row]), np.uint64(indptr[row + 1])):
+            place = targets[np.uint32(indices[i])]
+            out_data[written], out_indices[written] = data[i], place
+            written += np.uint64((place >= 0) & (data[i] != 0))  # no branch: which genes a model knows follows no pattern
+        falls = 0
+        for i in range(begin + _1, written):
+            falls += out_indices[i] <= out_indices[i - _1]
+        if falls > 0:
+            written = begin + sum_repeated(out_indices[begin:written], out_data[begin:written])
         out_indptr[row + 1] = written
     return out_data[:written], out_indices[:written], out_indptr
+
+
+@compiled
+def sum_repeated(places: NDArray[np.int32], values: NDArray[Any]) -> Any:
+    """Sort a row by place, below 2^22, and sum the values that share one; return how many remain, at the front of both arrays."""
+    length = np.uint64(len(places))
+    places_from, values_from = places, values
+    places_to, values_to = np.empty_like(places), np.empty_like(values)
+    for digit in range(2):  # two passes: back where they began
+        shift, total = 11 * digit, 0
+        buckets = np.zeros(2048, dtype=np.int64)
+        for i in range(length):
+            buckets[(places_from[i] >> shift) & 2047] += 1
+        for b in range(2048):
+            count = buckets[b]
+            buckets[b] = total
+            total += count
+        for i in range(length):
+            b = (places_from[i] >> shift) & 2047
+            places_to[buckets[b]], values_to[buckets[b]] = places_from[i], values_from[i]
+            buckets[b] += 1
+        places_from, places_to = places_to, places_from
+        values_from, values_to = values_to, values_from
+    kept = np.uint64(0)
+    for i in range(length):
+        if kept > 0 and places[i] == places[kept - _1]:
+            values[kept - _1] += values[i]
+        else:
+            places[kept], values[kept] = places[i], values[i]
+            kept += _1
+    return kept

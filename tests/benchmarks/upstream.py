@@ -1,6 +1,9 @@
-"""The tokenizing procedures of the original releases, for comparisons of speed.
+"""Tokenizers that work as those of the original releases do, for comparisons of speed. They are not the original code.
 
-Written from the description of what they compute, step by step and in their manner: loops over cells, dense rows where they have them.
+Written from the description of what the releases compute, step by step and in their manner: loops over cells, dense rows where they
+have them. On the machine of ``results/cpu.json``, on the cells of ``cpu.py``, they need less time than the original code (scGPT and UCE
+as of November 2026, Geneformer as copied in jkobject/geneformer): 0.62 of it for Geneformer, 0.96 for scGPT, 0.82 for UCE. A ratio to
+them is therefore on the low side.
 """
 
 import tempfile

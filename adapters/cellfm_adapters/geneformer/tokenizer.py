@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.genes import CountMatrix, GeneMap
-from cellfm_hub.kernels import compiled, longest_row, sort_row
+from cellfm_hub.kernels import compiled, sort_row
 from cellfm_hub.tokens import Tokens, offsets_from_lengths
 
 
@@ -142,14 +142,11 @@ def rank_genes(
     ids
         Written to: from ``places[i]`` on the first ``kept[i]`` genes of cell *i*.
     """
-    longest = longest_row(offsets)
-    values = np.empty(longest, dtype=np.float64)
-    keys, index = np.empty((2, longest), dtype=np.uint32), np.empty((2, longest), dtype=np.int32)
-    buckets = np.empty((3, 2048), dtype=np.int32)
     for cell in range(len(offsets) - 1):
-        start, length = offsets[cell], offsets[cell + 1] - offsets[cell]
+        start, length = np.uint64(offsets[cell]), np.uint64(offsets[cell + 1] - offsets[cell])
+        values = np.empty(length, dtype=np.float64)
         for i in range(length):
-            values[i] = counts[start + i] / medians[genes[start + i]]
-        order = sort_row(values[:length], keys, index, buckets)
-        for i in range(kept[cell]):
-            ids[places[cell] + i] = tokens[genes[start + order[i]]]
+            values[i] = counts[start + i] / medians[np.uint32(genes[start + i])]
+        order, place = sort_row(values), np.uint64(places[cell])
+        for i in range(np.uint64(kept[cell])):
+            ids[place + i] = tokens[np.uint32(genes[start + np.uint32(order[i])])]

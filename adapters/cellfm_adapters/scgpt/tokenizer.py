@@ -93,9 +93,10 @@ class Tokenizer:
     def tokenize(self, counts: CountMatrix, genes: GeneMap, seed: int) -> Tokens:
         """Bin the counts of each cell, then keep a random sample of its genes if it has too many, and put ``<cls>`` in front."""
         cells = range(0, max(counts.shape[0], 1), TOGETHER)
-        return Tokens.concatenate([self._tokenize(counts[start : start + TOGETHER], genes, seed) for start in cells])
+        copies = len(np.unique(genes.tokens)) < len(genes.tokens)
+        return Tokens.concatenate([self._tokenize(counts[start : start + TOGETHER], genes, seed, copies=copies) for start in cells])
 
-    def _tokenize(self, counts: CountMatrix, genes: GeneMap, seed: int) -> Tokens:
+    def _tokenize(self, counts: CountMatrix, genes: GeneMap, seed: int, *, copies: bool) -> Tokens:
         tokens = genes.tokens[counts.indices]
         offsets = counts.indptr.astype(np.int64)
         expressed = np.diff(offsets)
@@ -104,7 +105,7 @@ class Tokenizer:
 
         seeds = row_seeds(tokens, counts.data, offsets, seed)
         places = tokens.astype(np.int64)
-        if len(np.unique(genes.tokens)) < len(genes.tokens):
+        if copies:
             places = number_copies(tokens, order, offsets, len(self.vocabulary))
         draws = draw(seeds, places, offsets) if self.ties == "seeded" else np.zeros(len(tokens))
         bins = bin_rows(numbers, order, offsets, draws)

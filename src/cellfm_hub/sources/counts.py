@@ -22,8 +22,8 @@ from cellfm_hub.genes import CountMatrix
 from cellfm_hub.sources.matrix import CellBlock, CellData, Matrix
 from cellfm_hub.sources.recovery import recognise
 
-BLOCK_ROWS = 4096
-"""Cells that are read, tokenized and sorted together."""
+BLOCK_ROWS = 1024
+"""Cells that are read, tokenized and sorted together. Larger blocks are slower: their arrays no longer come from memory in use before."""
 
 MatrixValues = Literal["counts", "abundances", "log values"]
 """What a model reads: whole numbers; any numbers from 0 up, as bulk data are; logarithms of normalised counts."""
