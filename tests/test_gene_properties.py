@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import cellfm_hub as cf
+from cellfm_hub.genes import GeneMap
 from golden_cases import PORTABLE, Case
 
 FAMILIES = {
@@ -180,3 +181,30 @@ def test_gene_in_two_columns_as_released(name: str) -> None:
         data = ad.AnnData(sp.csr_matrix(counts), var=pd.DataFrame({"id": genes}, index=[f"row{i}" for i in range(len(genes))]))
         tokens = model_of(name, "as-is").tokenize(data, gene_ids="id")
         assert any(len(np.unique(row)) < len(row) for row in map(tokens.row, range(12)))
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(0, 6), st.integers(1, 12)),
+    dtype=st.sampled_from([np.float32, np.float64, np.int32, np.int64]),
+)
+def test_columns_are_chosen_moved_and_summed(seed: int, shape: tuple[int, int], dtype: type) -> None:
+    """`GeneMap.apply` is a matrix product for entries in any order, repeated ones and stored zeros; rows come out sorted, without zeros."""
+    rng = np.random.default_rng(seed)
+    cells, columns = shape
+    indptr = np.concatenate(([0], np.cumsum(rng.integers(0, 2 * columns, cells))))
+    entries = rng.integers(0, 4, indptr[-1]).astype(dtype), rng.integers(0, columns, indptr[-1], dtype=np.int32), indptr
+    counts = sp.csr_matrix(entries, shape=(cells, columns))
+    used = rng.permutation(columns)[: rng.integers(0, columns + 1)]
+    genes = int(rng.integers(1, columns + 1))
+    chosen = GeneMap(used, rng.integers(0, genes, len(used)), np.arange(genes, dtype=np.int32), columns)
+    moves = np.zeros((columns, genes))
+    moves[chosen.columns, chosen.targets] = 1
+
+    got = chosen.apply(counts)
+
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got.toarray(), counts.toarray() @ moves)
+    assert (got.data != 0).all()
+    assert all((np.diff(got.indices[a:b]) > 0).all() for a, b in zip(got.indptr[:-1], got.indptr[1:], strict=True))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellfm_hub.adapter import CellAdapter, CellFeatures
 from cellfm_hub.blocks import TokenBlock
+from cellfm_hub.engine.overlap import prefetch
 from cellfm_hub.errors import InputError
 from cellfm_hub.genes import GeneMap
 from cellfm_hub.genes.species import OBS_COLUMNS
@@ -92,9 +93,10 @@ class CellInput:
             kind: count_blocks(self._cells, matrix, values=task.values, rows=rows)
             for kind, matrix, task in zip(self._kinds, self._matrices, self._tasks, strict=True)
         }
-        for of_kinds in zip(*streams.values(), strict=True):
-            blocks = dict(zip(streams, of_kinds, strict=True))
-            yield [self._prepare(i, blocks[kind]) for i, kind in enumerate(self._kinds)]
+        with prefetch(zip(*streams.values(), strict=True), 1) as blocks:  # one is read while the one before is tokenized
+            for of_kinds in blocks:
+                block = dict(zip(streams, of_kinds, strict=True))
+                yield [self._prepare(i, block[kind]) for i, kind in enumerate(self._kinds)]
 
     def _prepare(self, place: int, block: CellBlock) -> Prepared:
         task, match, matrix = self._tasks[place], self._matches[place], self._matrices[place]

@@ -26,7 +26,7 @@ from cellfm_hub.request import EncodeOptions, Level
 from cellfm_hub.tokens import Ragged
 
 PART_ROWS = 8192
-"""Rows of a part, two blocks of a file of cells: seconds on a GPU. What a crash costs at most."""
+"""Rows of a part, eight blocks of a file of cells: seconds on a GPU. What a crash costs at most."""
 
 TOKEN_BYTES = 256 * 2**20
 """Vectors of single tokens that are in memory at a time, if not of one row alone."""

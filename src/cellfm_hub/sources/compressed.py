@@ -44,12 +44,14 @@ class CompressedRows:
         start, stop, _ = rows.indices(self.shape[0])
         first, last = int(self._indptr[start]), int(self._indptr[stop])
         indices = np.asarray(self._indices[first:last])
+        parts = widened(np.asarray(self._data[first:last])), indices, self._indptr[start : stop + 1] - first
+        block = sp.csr_matrix(parts, shape=(stop - start, self._width))
+        if self._kept is None:
+            return block
         if len(indices) and (indices.min() < 0 or indices.max() >= self._width):
             msg = f"an entry stands outside the {self._width:,} columns"
             raise ValueError(msg)
-        parts = widened(np.asarray(self._data[first:last])), indices, self._indptr[start : stop + 1] - first
-        block = sp.csr_matrix(parts, shape=(stop - start, self._width))
-        return block if self._kept is None else sp.csr_matrix(block[:, self._kept])
+        return sp.csr_matrix(block[:, self._kept])
 
 
 def read_indptr(group: Any, compressed: int) -> NDArray[np.int64]:

@@ -278,6 +278,9 @@ def _unfit(block: CellBlock, matrix: Matrix, values: MatrixValues) -> str | None
         return None
     if data.dtype.kind not in "if":
         return f"{matrix.name} holds {data.dtype} values"
+    whole = values != "counts" or data.dtype.kind == "i" or np.array_equal(data, np.rint(data))
+    if whole and (not len(data) or (data.min() >= 0 and data.max() < np.inf)):  # nearly always; NaN is neither
+        return None
     faults = {"NaN or infinite values": ~np.isfinite(data), "negative values": data < 0}
     if values == "counts":
         faults["values that are not whole numbers"] = data != np.rint(data)
