@@ -250,19 +250,19 @@ def test_every_matrix_is_named_in_the_refusal() -> None:
         assert part in said
 
 
-def test_dask_and_masked_arrays() -> None:
+def test_dask_and_masked_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be read by rows is refused in one line, and only if it is needed."""
 
     class Lazy(np.lib.mixins.NDArrayOperatorsMixin):
         shape, dtype = (60, 80), np.dtype("f4")
 
     data = adata()
-    data._X = Lazy()
+    monkeypatch.setattr(ad.AnnData, "X", Lazy())
     with pytest.raises(InputError, match="Lazy; expected a numpy array or a scipy sparse matrix"):
         take(data)
     data.layers["counts"] = counts()
     assert chosen(data) == "layers['counts']"
-    data._X = np.ma.masked_array(counts().toarray(), counts().toarray() > 3)
+    monkeypatch.setattr(ad.AnnData, "X", np.ma.masked_array(counts().toarray(), counts().toarray() > 3))
     with pytest.raises(InputError, match="MaskedArray"):
         take(data, "X")
 

@@ -81,7 +81,7 @@ def snapshot(value: Any) -> Any:
         categories = (snapshot(value.cat.categories), value.cat.ordered) if hasattr(value, "cat") else None
         return (type(value).__name__, value.name, str(value.dtype), categories, [None if pd.isna(x) else x for x in value])
     if hasattr(value, "items"):
-        return {key: snapshot(item) for key, item in value.items()}
+        return {key: snapshot(item) for key, item in value.items() if key is not None}  # anndata 0.13: layers[None] is X
     if isinstance(value, list | tuple):
         return [snapshot(item) for item in value]
     return copy.deepcopy(value)

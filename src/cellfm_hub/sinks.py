@@ -170,9 +170,10 @@ def same_file(out: Path, source: Path) -> bool:
 def _add_to_h5ad(file: h5py.File, result: "Finished") -> None:
     from anndata.io import write_elem
 
-    for name in ("obsm", "uns", "uns/cellfm", "uns/cellfm_rows"):
-        if name not in file:
-            write_elem(file, name, {})
+    for parent, name in (("/", "obsm"), ("/", "uns"), ("uns", "cellfm"), ("uns", "cellfm_rows")):
+        if name not in file[parent]:
+            write_elem(file[parent], name, {})
+    receipts, of_rows = file["uns/cellfm"], file["uns/cellfm_rows"]
     for place, model in enumerate(result.models):
         obsm, rows = file["obsm"], _chunk_rows(model.width)
         # Under another name first: HDF5 would put the new vectors into the room of the old ones, and a crash could leave neither.
@@ -180,13 +181,13 @@ def _add_to_h5ad(file: h5py.File, result: "Finished") -> None:
             f".{model.key}", (result.rows, model.width), np.float32, chunks=(min(rows, result.rows), model.width), track_times=False
         )
         _fill(array, result.vectors(place))
-        for group in (obsm, file["uns/cellfm"], file["uns/cellfm_rows"]):
+        for group in (obsm, receipts, of_rows):
             if model.key in group:
                 del group[model.key]
         obsm.move(f".{model.key}", model.key)
-        write_elem(file, f"uns/cellfm/{model.key}", model.receipt)
+        write_elem(receipts, model.key, model.receipt)
         if about := _rows_of(result, place):
-            write_elem(file, f"uns/cellfm_rows/{model.key}", about)
+            write_elem(of_rows, model.key, about)
     columns, obs = result.qc_columns(), file["obs"]
     for name, column in columns.items():
         write_elem(obs, name, column)

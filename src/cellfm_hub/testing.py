@@ -112,6 +112,7 @@ def _check_receipt(model: Embedder) -> None:
 
 def _snapshot(adata: "AnnData") -> tuple[Any, ...]:
     """Return everything that must not change, in a comparable form."""
-    matrices = {name: m for name, m in [("X", adata.X), *adata.layers.items()] if m is not None}
+    layers = {name: m for name, m in adata.layers.items() if name is not None}  # anndata 0.13: layers[None] is X
+    matrices = {name: m for name, m in [("X", adata.X), *layers.items()] if m is not None}
     values = {name: (m.toarray() if sp.issparse(m) else np.asarray(m)).tobytes() for name, m in matrices.items()}
-    return values, adata.obs.to_json(), adata.var.to_json(), sorted(adata.obsm), copy.deepcopy(sorted(adata.uns)), sorted(adata.layers)
+    return values, adata.obs.to_json(), adata.var.to_json(), sorted(adata.obsm), copy.deepcopy(sorted(adata.uns)), sorted(layers)

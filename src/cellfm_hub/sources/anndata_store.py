@@ -32,7 +32,8 @@ def from_anndata(adata: "AnnData", obs_columns: Sequence[str] | None = (), path:
     if path is None and getattr(adata, "isbacked", False):
         path = Path(adata.filename)
     found = [("X", adata.X, adata.var)]
-    found += [(f"layers[{name!r}]", values, adata.var) for name, values in adata.layers.items()]
+    # From anndata 0.13 on, layers[None] is X once more.
+    found += [(f"layers[{name!r}]", values, adata.var) for name, values in adata.layers.items() if name is not None]
     if adata.raw is not None:
         found.append(("raw.X", adata.raw.X, adata.raw.var))
     matrices = {name: Matrix(name, _by_rows(values, name, path), var, path) for name, values, var in found if values is not None}
