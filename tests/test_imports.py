@@ -56,6 +56,14 @@ def test_listing_is_light(code: str, tmp_path: Path) -> None:
     assert {name for name in imported if name.startswith("cellfm_adapters")} == set()
 
 
+@pytest.mark.parametrize("data", ["ad.AnnData(np.ones((2, 2)), var=dict(gene_ids=[LYZ, NKG7]))", "['ACGTACGTAC']"], ids=["cells", "dna"])
+def test_loading_is_light(data: str, tmp_path: Path) -> None:
+    """A second and more: torch's compiler, which drawing initial values of an embedding would load."""
+    code = "import anndata as ad, cellfm_hub as cf, numpy as np; LYZ, NKG7 = 'ENSG00000090382', 'ENSG00000105374';"
+    code += f" data = {data}; cf.load('demo-dna' if isinstance(data, list) else 'demo-cell', device='cpu').encode(data)"
+    assert "torch._dynamo" not in imported_by(code, tmp_path)
+
+
 def test_all_is_what_is_public() -> None:
     """`__all__` holds the names declared for type checkers, each resolves, and nothing public stands beside them."""
     assert cellfm_hub.__all__ == sorted(cellfm_hub.__all__)

@@ -101,13 +101,12 @@ def _is_shard(path: Path, paths: Mapping[str, Path]) -> bool:
 def _network_tensors(files: CheckpointFiles, path: Path) -> "Mapping[str, Tensor] | None":
     """Return the tensors of a file if it holds a network's, not vectors of genes or settings beside tensors."""
     from cellfm_hub.adapter import TokenAdapter
+    from cellfm_hub.nn.meta import meta_device
 
     adapter = files.entry.adapter_class()
     if not issubclass(adapter, TokenAdapter) or not files.entry.checkpoint.config:
         return None
-    import torch
-
-    with torch.device("meta"):
+    with meta_device():
         layout = adapter.published(dict(files.entry.checkpoint.config))[1]
     try:
         tensors = safe_files.read_tensors(path)

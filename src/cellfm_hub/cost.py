@@ -15,6 +15,7 @@ from torch import nn
 from cellfm_hub.adapter import TokenAdapter
 from cellfm_hub.engine.device import choose_batch_tokens
 from cellfm_hub.nn import Encoder, EncoderConfig
+from cellfm_hub.nn.meta import meta_device
 from cellfm_hub.registry import Entry, registry
 
 MEASURED = Path(__file__).parent / "cost.json"
@@ -105,7 +106,7 @@ def _network(name: str) -> nn.Module | None:
     adapter_class = entry.adapter_class()
     if not issubclass(adapter_class, TokenAdapter) or not entry.checkpoint.config:
         return None
-    with torch.device("meta"):
+    with meta_device():
         return adapter_class.published(dict(entry.checkpoint.config))[0]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cellfm_hub.errors import CheckpointFormatError
+from cellfm_hub.nn.meta import meta_device
 from cellfm_hub.safe_files import MappedTensors
 
 logger = logging.getLogger("cellfm_hub")
@@ -113,7 +114,7 @@ def load_network(
         If the file does not fit; see :func:`check_tensors`.
     """
     check_tensors(tensors, layout, origin)
-    with torch.device("meta"):
+    with meta_device():
         network = make()
     wanted = network.to(dtype).state_dict()
     in_passing = tensors.in_passing if isinstance(tensors, MappedTensors) else tensors.__getitem__

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from cellfm_hub.adapter import TokenAdapter
 from cellfm_hub.nn import PackedBatch, segment_mean
+from cellfm_hub.nn.meta import meta_device
 from cellfm_hub.registry import registry
 from cellfm_hub.tokens import Tokens
 from cellfm_hub.weights import Layout
@@ -96,7 +97,7 @@ def layout_of(family: str, config: dict[str, Any]) -> Layout:
     """Return the layout of a checkpoint's file."""
     adapter = registry().find(family).adapter_class()
     assert issubclass(adapter, TokenAdapter)
-    with torch.device("meta"):
+    with meta_device():
         return adapter.published(config)[1]
 
 
