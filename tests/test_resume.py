@@ -227,10 +227,12 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert errors.splitlines()[-1].startswith("cellfm: interrupted; ")
     assert "--resume" in errors
     assert "Traceback" not in errors
-    finished = len(left(out))
-    assert finished >= 2
     with Journal(work_folder(out)) as journal:
-        assert len(journal.parts) == finished
+        finished = sorted(part.file for part in journal.parts.values())
+    # The signal may come between a part and its line in the journal: that part alone is computed again.
+    assert finished
+    assert left(out)[: len(finished)] == finished
+    assert len(left(out)) <= len(finished) + 1
     cf.embed_file(data, "scgpt", out=out, resume=True, **CELLS)
     np.testing.assert_allclose(
         vectors(out, ""), cf.load("scgpt", **{k: v for k, v in CELLS.items() if k != "progress"}).encode(data), atol=2e-6
