@@ -211,8 +211,8 @@ def test_overwrite_begins_anew(cells: Path, tmp_path: Path, monkeypatch: pytest.
     assert numbers == [0, 1, 2, 3, 4]
 
 
-def test_ctrl_c(tmp_path: Path) -> None:
-    """SIGINT to the command: exit code 130, one line that says how to go on, and going on works."""
+def test_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGINT to the command: exit code 130, one line that says how to go on, and going on computes just what is not finished."""
     data, out = write_cells(tmp_path / "cells.h5ad", 3000), tmp_path / "out.npy"
     environment = os.environ | {"CELLFM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     arguments = ["--checkpoint", CELLS["checkpoint"], "--device", "cpu", "--precision", "float32", "--part-rows", "20", "-o", out]
@@ -233,7 +233,9 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert finished
     assert left(out)[: len(finished)] == finished
     assert len(left(out)) <= len(finished) + 1
+    numbers = computed(monkeypatch)
     cf.embed_file(data, "scgpt", out=out, resume=True, **CELLS)
+    assert numbers == list(range(len(finished), 150))
     np.testing.assert_allclose(
         vectors(out, ""), cf.load("scgpt", **{k: v for k, v in CELLS.items() if k != "progress"}).encode(data), atol=2e-6
     )
