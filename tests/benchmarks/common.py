@@ -7,8 +7,8 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,14 @@ from cellfm_hub.adapter import TokenAdapter
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.nn import Encoder, EncoderConfig
 from cellfm_hub.registry import registry
-from cellfm_hub.tokens import Tokens
+from cellfm_hub.tokens import Tokens, offsets_from_lengths
 
 RESULTS = Path(__file__).parent / "results"
 GENES, EXPRESSED = 20_000, 2_190
 """Columns of made-up cells, and how many of them a cell expresses."""
+
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Model:
 
     name: str
     family: str
+    published: dict[str, Any]
+    """The ``config.json`` that the network was built from."""
     adapter: TokenAdapter
     config: EncoderConfig
     layer: int
@@ -59,34 +64,44 @@ class Model:
         )
 
 
-def make_model(name: str, *, seed: int = 0, cut_layers: int | None = None) -> Model:
-    """Build the network of a registered checkpoint on the CPU. `cut_layers`: only so many, for a quick look."""
+def make_model(
+    name: str,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    cut_layers: int | None = None,
+    cut_table: int | None = None,
+) -> Model:
+    """Build the network of a registered checkpoint, its random weights made on the device.
+
+    For a quick look it may be cut to so many layers, and UCE's table of tokens to so many rows.
+    """
     entry = registry().find(name)
-    adapter_class, config = entry.adapter_class(), dict(entry.checkpoint.config)
+    adapter_class, published = entry.adapter_class(), dict(entry.checkpoint.config)
     assert issubclass(adapter_class, TokenAdapter)
-    layers = entry.checkpoint.layers
+    layers = cut_layers or entry.checkpoint.layers
     assert layers is not None
-    if cut_layers is not None:
-        for key in ("num_hidden_layers", "nlayers", "encoder_depth"):
-            if key in config:
-                config[key] = cut_layers
-        layers = cut_layers
+    for key in ("num_hidden_layers", "nlayers", "encoder_depth"):
+        if key in published:
+            published[key] = layers
+    if cut_table and "rows" in published:
+        published["rows"] = cut_table
     with torch.device("meta"):
-        network = adapter_class.published(config)[0]
-    network.to_empty(device="cpu").eval()
-    fill(network, seed)
+        network = adapter_class.published(published)[0]
+    network.to_empty(device=device).eval()
+    fill(network, seed=0)
     adapter = adapter_class()
-    adapter.network, adapter.layers = network, layers
-    made = ROWS[entry.family](config, np.random.default_rng(seed), 2, 64)
+    adapter.network, adapter.layers = network.to(dtype), layers
+    made = ROWS[entry.family](published, np.random.default_rng(0), 2, 64)
     adapter.special_ids, adapter.poolings = made.special_ids, made.poolings
     recipe = entry.recipes["default"]
-    encoder = next(module for module in network.modules() if isinstance(module, Encoder))
     assert entry.checkpoint.embedding_dim is not None
     return Model(
         name=name,
         family=entry.family,
+        published=published,
         adapter=adapter,
-        config=encoder.config,
+        config=replace(encoder_of(network).config, layers=layers),
         layer=max(recipe.output_layer if recipe.output_layer >= 0 else layers + 1 + recipe.output_layer, 1),
         pooling=recipe.pooling or adapter.poolings[0],
         longest=min(entry.checkpoint.max_tokens or 512, 4096),
@@ -94,14 +109,37 @@ def make_model(name: str, *, seed: int = 0, cut_layers: int | None = None) -> Mo
     )
 
 
+def encoder_of(network: nn.Module) -> Encoder:
+    """Return the transformer inside a network."""
+    return next(module for module in network.modules() if isinstance(module, Encoder))
+
+
 def random_tokens(model: Model, lengths: NDArray[np.int64], seed: int = 0) -> Tokens:
-    """Draw rows of the given lengths that the network accepts."""
-    entry = registry().find(model.name)
-    rng = np.random.default_rng(seed)
-    parts = [ROWS[model.family](entry.checkpoint.config, rng, 1, 2 * int(n) + 64).tokens for n in lengths]
-    ids = [np.resize(part.ids, n) for part, n in zip(parts, lengths, strict=True)]
-    values = None if parts[0].values is None else np.concatenate([np.resize(p.values, n) for p, n in zip(parts, lengths, strict=True)])
-    return Tokens(ids=np.concatenate(ids), offsets=np.concatenate(([0], np.cumsum(lengths))), values=values)
+    """Draw rows of the given lengths that the network accepts, all at once: any ids, special ones in their places. At least 4 tokens."""
+    rng, config = np.random.default_rng(seed), model.published
+    offsets = offsets_from_lengths(np.maximum(lengths, 4))
+    first, last, total = offsets[:-1], offsets[1:] - 1, int(offsets[-1])
+    values = None
+    if model.family == "geneformer":
+        ids = rng.integers(4, config["vocab_size"], total)
+    elif model.family == "scgpt":  # <cls> with the value of padding, then genes with bins
+        ids, values = rng.integers(0, config["ntoken"] - 3, total), rng.integers(1, 51, total).astype(np.float32)
+        ids[first], values[first] = config["ntoken"] - 2, -2
+    elif model.family == "uce":
+        ids = rng.integers(4, vocabulary_of(model), total)
+        ids[first] = 3
+    elif model.family == "scfoundation":  # genes with log-normalised counts, then target depth and source depth
+        genes = config["seq_len"] - 2
+        ids, values = rng.integers(0, genes, total), rng.gamma(2, 1, total).astype(np.float32)
+        ids[last - 1], values[last - 1] = genes, 4
+        ids[last], values[last] = genes + 1, 3.5
+    elif model.family == "nucleotide-transformer":
+        ids = rng.integers(4, config["vocab_size"] - 5, total)
+        ids[first] = 3
+    else:  # DNABERT: [CLS] … [SEP]
+        ids = rng.integers(5, config["vocab_size"], total)
+        ids[first], ids[last] = 1, 2
+    return Tokens(ids=ids.astype(np.int32), offsets=offsets, values=values)
 
 
 def useful_flops(config: EncoderConfig, lengths: NDArray[np.int64], layers: int) -> float:
@@ -162,26 +200,49 @@ class TorchLayers(nn.Module):
 
 @dataclass(frozen=True)
 class Padded:
-    """A padded forward over all rows: fixed number of rows a batch, in file order or longest first."""
+    """A padded forward over all rows; either of the two ways to cut batches.
+
+    `rows`: so many rows a batch, in the order they come in, as the original releases do. `budget`: longest first, as many rows as fit so
+    many tokens, padding counted, which is what a careful user would do.
+    """
 
     network: nn.Module
-    rows: int
-    by_length: bool = False
+    rows: int | None = None
+    budget: int | None = None
+    multiple: int = 1
+    """Rows are padded to a multiple of this: on a GPU fewer shapes."""
     autocast: torch.dtype | None = None
+
+    def batches(self, lengths: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Give the rows of each batch, and to what length they are padded."""
+        assert (self.rows is None) != (self.budget is None)
+        order = np.arange(len(lengths)) if self.budget is None else np.argsort(-lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            longest = lengths[order[start : start + (self.rows or 1)]].max()
+            padded = int(-(-longest // self.multiple) * self.multiple)
+            index = order[start : start + (self.rows or max((self.budget or 0) // padded, 1))]
+            yield index, padded
+            start += len(index)
+
+    def waste(self, lengths: NDArray[np.int64]) -> float:
+        """Return padded over real tokens."""
+        return float(sum(len(index) * padded for index, padded in self.batches(lengths)) / lengths.sum())
 
     def run(self, tokens: Tokens, device: torch.device) -> Tensor:
         """Return the means over real tokens, in the order in which they were computed."""
-        order = np.argsort(-tokens.lengths, kind="stable") if self.by_length else np.arange(len(tokens))
         pooled = []
         with torch.inference_mode(), torch.autocast(device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            for start in range(0, len(order), self.rows):
-                part = tokens.take(order[start : start + self.rows])
-                ids = torch.from_numpy(part.padded()).to(device).long()
-                there = torch.arange(ids.shape[1], device=device) < torch.from_numpy(part.lengths).to(device)[:, None]
-                hidden = self.network(ids, there)[:, : there.shape[1]].float()
-                there = there[:, : hidden.shape[1]]
-                pooled.append((hidden * there[..., None]).sum(1) / there.sum(1, keepdim=True))
-        return torch.cat(pooled)
+            for index, padded in self.batches(tokens.lengths):
+                part = tokens.take(index)
+                there = np.arange(padded) < part.lengths[:, None]
+                ids = np.zeros(there.shape, dtype=np.int64)
+                ids[there] = part.ids
+                real = torch.from_numpy(there).to(device, non_blocking=True)
+                hidden = self.network(torch.from_numpy(ids).to(device, non_blocking=True), real)
+                real = real[:, : hidden.shape[1], None]  # nn.TransformerEncoder may cut what is padding in all rows
+                pooled.append(((hidden * real).sum(1) / real.sum(1)).float())
+        return torch.cat(pooled).cpu()
 
 
 def vocabulary_of(model: Model) -> int:

@@ -27,6 +27,7 @@ import torch
 
 from benchmarks import upstream
 from benchmarks.common import (
+    CPU,
     GENES,
     RESULTS,
     HuggingFace,
@@ -57,7 +58,6 @@ from cellfm_hub.engine.device import has_amx
 from cellfm_hub.engine.overlap import prefetch
 from cellfm_hub.sources.cells import BLOCK_ROWS, count_blocks, find_counts, open_cells
 
-CPU = torch.device("cpu")
 BUDGET = 4096
 
 FLOORS: dict[str, dict[str, float]] = {
@@ -100,7 +100,8 @@ def compare(model: Model, lengths: np.ndarray, rows: int, *, upstream_of: str, r
         attention: str, *, head: bool = False, by_length: bool = False, autocast: torch.dtype | None = None
     ) -> Callable[[], object]:
         network = HuggingFace(config, vocabulary, longest, attention=attention, head=head)
-        return lambda: Padded(network, rows, by_length=by_length, autocast=autocast).run(tokens, CPU)
+        batches: dict[str, Any] = {"budget": BUDGET} if by_length else {"rows": rows}
+        return lambda: Padded(network, **batches, autocast=autocast).run(tokens, CPU)
 
     variants: dict[str, Callable[[], object]] = {
         "hub": lambda: model.run(tokens, CPU, BUDGET, layer=config.layers, pooling="mean"),
@@ -119,7 +120,7 @@ def compare(model: Model, lengths: np.ndarray, rows: int, *, upstream_of: str, r
     if upstream_of == "512x12":
         layers = TorchLayers(config, vocabulary)
         variants["hub, recipe"] = lambda: model.run(tokens, CPU, BUDGET)
-        variants["nn.TransformerEncoder"] = lambda: Padded(layers, rows).run(tokens, CPU)
+        variants["nn.TransformerEncoder"] = lambda: Padded(layers, rows=rows).run(tokens, CPU)
     peaks: list[float] = []
     variants["GEMM"] = lambda: peaks.append(gemm_flops(CPU, torch.float32, 1024, cpu_seconds))
     small = random_tokens(model, np.array([40, 20]))

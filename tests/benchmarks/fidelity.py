@@ -141,8 +141,8 @@ ROWS: dict[str, Callable[[dict[str, Any], np.random.Generator, int, int], Rows]]
 
 
 def fill(network: nn.Module, seed: int) -> None:
-    """Fill a network with random float32 weights."""
-    generator = torch.Generator().manual_seed(seed)
+    """Fill a network with random float32 weights, made on the device it is on."""
+    generator = torch.Generator(next(network.parameters()).device).manual_seed(seed)
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             tensor.normal_(0, 0.02, generator=generator)
