@@ -7,10 +7,12 @@ from typing import Any
 import anndata as ad
 import h5py
 import numpy as np
+import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 import cellfm_hub as cf
+from cellfm_hub.jobs.job import Job
 from golden_cases import PORTABLE
 
 SCGPT = PORTABLE / "scgpt-basic"
@@ -45,6 +47,31 @@ def write_fasta(path: Path, rows: int, seed: int = 0) -> Path:
     sequences = ["".join(rng.choice(list("ACGT"), int(n))) for n in rng.integers(20, 90, rows)]
     path.write_text("".join(f">read-{i}\n{sequence}\n" for i, sequence in enumerate(sequences)))
     return path
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, parts: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+    """Make a run end when so many parts are computed."""
+    original, done = Job._compute, []
+
+    def compute(self: Job, rows: Any) -> Any:
+        if len(done) == parts:
+            raise error
+        done.append(rows)
+        return original(self, rows)
+
+    monkeypatch.setattr(Job, "_compute", compute)
+
+
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the parts that are computed from now on."""
+    original, numbers = Job._compute, list[int]()
+
+    def compute(self: Job, rows: Any) -> Any:
+        numbers.append(rows.wanted.number)
+        return original(self, rows)
+
+    monkeypatch.setattr(Job, "_compute", compute)
+    return numbers
 
 
 def vectors(out: Path, key: str) -> NDArray[np.float32]:

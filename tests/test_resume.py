@@ -23,7 +23,7 @@ from cellfm_hub.jobs import in_place
 from cellfm_hub.jobs.job import Job
 from cellfm_hub.jobs.journal import Journal, work_folder
 from cellfm_hub.sources.matrix import Matrix
-from file_runs import CELLS, DNA, everything, receipt, vectors, write_cells, write_fasta
+from file_runs import CELLS, DNA, computed, everything, receipt, stop_after, vectors, write_cells, write_fasta
 
 HERE = Path(__file__).parent
 
@@ -31,31 +31,6 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def cells(tmp_path: Path) -> Path:
     return write_cells(tmp_path / "cells.h5ad", 40)
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, parts: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-    """Make a run end when so many parts are computed."""
-    original, done = Job._compute, []
-
-    def compute(self: Job, rows: Any) -> Any:
-        if len(done) == parts:
-            raise error
-        done.append(rows)
-        return original(self, rows)
-
-    monkeypatch.setattr(Job, "_compute", compute)
-
-
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the parts that are computed from now on."""
-    original, numbers = Job._compute, list[int]()
-
-    def compute(self: Job, rows: Any) -> Any:
-        numbers.append(rows.wanted.number)
-        return original(self, rows)
-
-    monkeypatch.setattr(Job, "_compute", compute)
-    return numbers
 
 
 def left(out: Path) -> list[str]:

@@ -122,7 +122,10 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
     ------
     OutputError
         If the file cannot be written; what was there before is untouched.
+    InputError
+        If the parts are not the rows of the data; likewise.
     """
+    result.check()
     try:
         if same_file(out, source):
             with changing(out, folder / "redo.npz") as file:
@@ -168,8 +171,10 @@ def same_file(out: Path, source: Path) -> bool:
 
 
 def _add_to_h5ad(file: h5py.File, result: "Finished") -> None:
-    from anndata.io import write_elem
+    from anndata.io import read_elem, write_elem
 
+    obs = file["obs"]
+    result.check_names(pd.Index(read_elem(obs[obs.attrs["_index"]])))
     for parent, name in (("/", "obsm"), ("/", "uns"), ("uns", "cellfm"), ("uns", "cellfm_rows")):
         if name not in file[parent]:
             write_elem(file[parent], name, {})
@@ -188,7 +193,7 @@ def _add_to_h5ad(file: h5py.File, result: "Finished") -> None:
         write_elem(receipts, model.key, model.receipt)
         if about := _rows_of(result, place):
             write_elem(of_rows, model.key, about)
-    columns, obs = result.qc_columns(), file["obs"]
+    columns = result.qc_columns()
     for name, column in columns.items():
         write_elem(obs, name, column)
     if columns:
@@ -238,6 +243,7 @@ def _annotation(source: Path, result: "Finished") -> Any:
 
     if source.suffix in (".h5ad", ".zarr", ".h5mu", ".loom"):
         with open_cells(source, None, "the result") as cells:
+            result.check_names(cells.obs.index)
             return AnnData(obs=cells.obs.assign(**result.qc_columns()))
     names = pd.Index([name for names in result.names() for name in names], name="id")
     return AnnData(obs=pd.DataFrame(result.qc_columns(), index=names))

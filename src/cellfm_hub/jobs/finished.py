@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from cellfm_hub.blocks import Vectors
+from cellfm_hub.errors import InputError
 from cellfm_hub.jobs import parts as files
 from cellfm_hub.jobs.content import Content
 from cellfm_hub.jobs.journal import Part
@@ -45,6 +47,8 @@ class Finished:
 
     def __init__(self, header: Mapping[str, Any], parts: Sequence[tuple[Path, Part]], fitted: Mapping[int, tuple[Path, Part]]) -> None:
         self._parts, self._fitted = list(parts), dict(fitted)
+        self._rows_of_data: int | None = header["rows"]
+        """As many rows as the data have, where that was known before they were read."""
         self.per_token: bool = header["per_token"]
         self.qc: bool = header["qc"]
         """Whether what the models saw of each cell is to be written too."""
@@ -66,6 +70,48 @@ class Finished:
     def rows(self) -> int:
         """Inputs in all."""
         return self.models[0].tally.rows
+
+    def check(self) -> None:
+        """See that the parts are the rows of the data, for every model, before anything is written.
+
+        Raises
+        ------
+        InputError
+            If there are more of them, or fewer.
+        """
+        expected = sum(part.rows for _, part in self._parts) if self._rows_of_data is None else self._rows_of_data
+        for place, model in enumerate(self.models):
+            of_model = [self._fitted[place]] if place in self._fitted else self._parts
+            if (found := sum(part.rows for _, part in of_model)) != expected or model.tally.rows != expected:
+                msg = f"the finished parts hold {found:,} vectors of {model.key}, the data have {expected:,} rows; {_ANEW}"
+                raise InputError(msg)
+            for _, part in [] if self.per_token else of_model:
+                if (width := part.widths[0 if place in self._fitted else place]) != model.width:
+                    msg = f"the finished parts hold vectors of {model.key} of {model.width} and of {width} numbers; {_ANEW}"
+                    raise InputError(msg)
+        for folder, part in self._fitted.values() if self._parts else ():
+            self.check_names(pd.Index(files.read_names(folder / part.file)))
+
+    def check_names(self, index: pd.Index) -> None:
+        """See that the rows are those of the table beside which they are written, in its order.
+
+        Raises
+        ------
+        InputError
+            If they are not.
+        """
+        start = 0
+        for names in self.names():
+            there = index[start : start + len(names)].astype(str).tolist()
+            if there != names:
+                differs = next((i for i, (a, b) in enumerate(zip(names, there, strict=False)) if a != b), len(there))
+                other = f"is {there[differs]!r}" if differs < len(there) else "does not exist"
+                msg = f"row {start + differs:,} of the finished parts is {names[differs]!r}, that row of the data {other}; {_ANEW}"
+                raise InputError(msg)
+            start += len(names)
+        if start != len(index):
+            msg = f"the finished parts hold {start:,} rows, the data have {len(index):,}; {_ANEW}"
+            raise InputError(msg)
 
     def names(self) -> Iterator[list[str]]:
         """Give what the rows are called, part by part."""
@@ -115,6 +161,9 @@ class Finished:
         """Give one vector per token, as arrow tables."""
         for folder, part in self._parts:
             yield from files.read_tokens(folder / part.file)
+
+
+_ANEW = "nothing was written; compute them anew with --overwrite"
 
 
 def hash_vectors(pieces: Iterator[Vectors]) -> str:

@@ -57,7 +57,8 @@ class Journal:
     fitted: dict[int, Part] = field(default_factory=dict)
     """By the place of the model."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else was noted: the number of parts, once it is known; whether the input turned out to be damaged."""
+    """What else was noted: ``total`` parts, once that is known; that the input is ``broken`` and may be mended; that the parts are still to
+    be compared (``compare``) with the input that took its place; that a shard is ``complete``; that the result is being written."""
 
     def __post_init__(self) -> None:
         self._lock = FileLock(self.folder / "lock", timeout=0)
@@ -116,9 +117,19 @@ class Journal:
         self.header |= changes
 
     def drop(self, part: Part) -> None:
-        """Forget a part, to compute it again."""
+        """Forget a part, to compute it again, or because the data end before it."""
         self._append({"drop": part.number})
         self.parts.pop(part.number, None)
+
+    def drop_behind(self, total: int) -> None:
+        """Forget the parts behind the end of data that have `total` of them."""
+        for number in [number for number in self.parts if number >= total]:
+            self.drop(self.parts[number])
+
+    def drop_fitted(self, part: Part) -> None:
+        """Forget the vectors of a model that is fitted to all rows, to compute them again."""
+        self._append({"drop_fitted": part.number})
+        self.fitted.pop(part.number, None)
 
     def remove(self) -> None:
         """Remove the folder and all that is in it, the journal first: without it the rest means nothing."""
@@ -165,6 +176,8 @@ class Journal:
             self.header |= value
         elif kind == "drop":
             self.parts.pop(value, None)
+        elif kind == "drop_fitted":
+            self.fitted.pop(value, None)
         else:
             self.facts |= value
 

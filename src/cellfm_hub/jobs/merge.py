@@ -35,6 +35,8 @@ def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> li
     ------
     OutputError
         If a shard is missing, unfinished, damaged, or made with other options or from other data; or `out` cannot be written.
+    InputError
+        If the shards together do not hold the rows of the data.
     """
     out = Path(out)
     folders = _shards(out)

@@ -391,26 +391,31 @@ class Run:
             msg += " give the same options to go on with it, or pass --overwrite to begin anew"
             raise OutputError(msg)
         before = Fingerprint(**journal.header["input"])
-        doubtful = False
-        if not before.same_content(self.input):
-            if not journal.facts.get("broken"):
-                msg = f"{self.spec.data} is not the file that the interrupted run in {self.spec.folder} began with (its size or content"
-                msg += " changed); bring that one back, or pass --overwrite to begin anew"
-                raise InputError(msg)
-            doubtful = True
-            logger.warning("%s was mended; parts that are finished are compared with it", self.spec.data)
-        elif not before.whole and before.mtime_ns != self.input.mtime_ns:
-            doubtful = True
-            logger.warning("%s was touched since the run began; parts that are finished are compared with it", self.spec.data)
+        broken = bool(journal.facts.get("broken"))
+        changed = not before.same_content(self.input) or journal.header["rows"] != header["rows"]
+        touched = not before.whole and before.mtime_ns != self.input.mtime_ns
+        if changed and not broken:
+            msg = f"{self.spec.data} is not the file that the interrupted run in {self.spec.folder} began with (its size or content"
+            msg += " changed); bring that one back, or pass --overwrite to begin anew"
+            raise InputError(msg)
+        if changed or touched:
+            how = "mended" if changed else "touched since the run began"
+            logger.warning("%s was %s; parts that are finished are compared with it", self.spec.data, how)
+        if broken:
+            # In this order: whenever this run is killed in turn, the next one compares too, until every part was.
+            journal.note(total=None, complete=False, compare=changed or touched or bool(journal.facts.get("compare")))
+            journal.amend(input=asdict(self.input), rows=header["rows"])
+            journal.note(broken=False)
+        compare = bool(journal.facts.get("compare"))
+        doubtful = compare or touched
         damaged = [part for part in journal.parts.values() if not _whole(self.spec.folder, part)]
         for part in damaged:
             logger.warning("%s is damaged; it is computed again", self.spec.folder / part.file)
             journal.drop(part)
-        strict = doubtful and not journal.facts.get("broken")
-        check = {n: Wanted(n, part.content, strict) for n, part in journal.parts.items()} if doubtful else {}
-        if journal.facts.get("broken"):
-            journal.note(broken=False, total=None)
-            journal.amend(input=asdict(self.input), rows=header["rows"])
+        for part in list(journal.fitted.values()):
+            if doubtful or not _whole(self.spec.folder, part):
+                journal.drop_fitted(part)
+        check = {n: Wanted(n, part.content, not compare) for n, part in journal.parts.items()} if doubtful else {}
         logger.info("%d of %s rows are finished already", journal.rows, header["rows"] or "?")
         return self._pending(journal, check)
 
@@ -432,6 +437,8 @@ class Run:
         total = journal.facts.get("total") if rows is None else -(-rows // journal.header["part_rows"])
         if all(model["fitted"] for model in journal.header["models"]):
             total = 0
+        if total is not None:
+            journal.drop_behind(total)
         first, step = (0, 1) if self.shard is None else (self.shard[0] - 1, self.shard[1])
         return _Pending(first, step, total, journal.parts, check)
 
@@ -449,6 +456,8 @@ class Run:
                 advance(journal.rows)
                 for done in computing.compute(pending):
                     self._take(journal, pending, done, advance)
+            if journal.facts.get("compare"):
+                journal.note(compare=False)
             if missing:
                 self._fit(journal, computing)
             self._check_unchanged()
@@ -466,8 +475,7 @@ class Run:
             if pending.total is None:
                 journal.note(total=done.total)
             pending.total = done.total
-            for number in [n for n in journal.parts if n >= done.total]:
-                journal.drop(journal.parts[number])
+            journal.drop_behind(done.total)
         elif done.part is not None:
             self._check_unchanged()
             journal.add(done.part)
@@ -526,6 +534,10 @@ class Run:
     def _end(self, journal: Journal) -> list[Summary]:
         """Put the parts together."""
         assert journal.header is not None
+        if self.shard is None and (first := len(_from_the_first(journal.parts))) < len(journal.parts):
+            msg = f"part {first} is not finished in {self.spec.folder}, others behind it are; nothing was written,"
+            msg += " pass --overwrite to begin anew"
+            raise InputError(msg)
         result = self._finished(journal, [journal.parts[n] for n in sorted(journal.parts)])
         if self.shard is not None:
             journal.note(complete=True)
