@@ -356,10 +356,47 @@ def test_towards_the_vocabulary(small_history: Path) -> None:
         "index (Ensembl ids with version read as symbols)",
         {"ENSG00000156738.18": "CD20", "ENSG00000167286.1": "OLD3D", "ENSG99999999901.2": "CD20"},
     )
-    assert choose(var, "ENSG99999999901", "ENSG00000167286")[1]["ENSG00000156738.18"] == "ENSG99999999901"
+    assert choose(var, "ENSG99999999901", "ENSG00000167286", resolve=True)[1]["ENSG00000156738.18"] == "ENSG99999999901"
     assert choose(pd.DataFrame(index=["OLD3D", "CD20"]), "OLD3D", "CD20", "CD3D", resolve=True)[1] == {"OLD3D": "OLD3D", "CD20": "CD20"}
     names = pd.DataFrame(index=["MS4A1", "CD3D"])
     assert choose(names, "ENSG00000156738", "ENSG00000167286")[0] == "index (symbols read as Ensembl ids)"
+
+
+def test_versions_do_not_count() -> None:
+    """An id is met as it is, then bare, then with the version that the vocabulary has; where the same id stands bare, that one is read."""
+    bare, other = "ENSG90000000001", "ENSG90000000002"
+
+    def read(*ids: str, vocabulary: tuple[str, ...]) -> dict[str, str]:
+        return choose(pd.DataFrame(index=ids), *vocabulary, species=None, vocabulary=lambda: vocabulary)[1]
+
+    assert read(f"{bare}.4", other, vocabulary=(bare, other)) == {f"{bare}.4": bare, other: other}
+    assert read(f"{bare}.4", other, vocabulary=(f"{bare}.7", other)) == {f"{bare}.4": f"{bare}.7", other: other}
+    assert read(bare, other, vocabulary=(f"{bare}.7", other)) == {bare: f"{bare}.7", other: other}
+    assert read(f"{bare}.7", other, vocabulary=(bare, f"{bare}.7", other)) == {f"{bare}.7": f"{bare}.7", other: other}
+    assert read(f"{bare}.4", bare, vocabulary=(bare, other)) == {bare: bare}  # as the golden cases have it
+    assert read("AC002116.7", bare, vocabulary=("AC002116", bare)) == {bare: bare}  # a clone name, no version
+
+
+def test_columns_of_versioned_ids_are_as_good() -> None:
+    """Between a column of ids with versions and one of symbols, of which fewer are known, the ids are read."""
+    ids = [f"ENSG9{i:010d}" for i in range(100)]
+    var = pd.DataFrame({"id": [f"{name}.3" for name in ids]}, index=[f"G{i}" for i in range(100)])
+    assert choose(var, *ids, *(f"G{i}" for i in range(60)), species=None)[0] == "id"
+
+
+def test_white_space_round_names() -> None:
+    """It does not matter, unless another column is called so without it: the original releases read that one alone."""
+    var = pd.DataFrame(index=[" A", "B\t", "C", "C ", "D E"])
+    assert choose(var, "A", "B", "C", "D", species=None)[1] == {" A": "A", "B\t": "B", "C": "C"}
+    assert identifier_columns(pd.DataFrame(index=[b"A", 7, None, np.nan, " "])) == {"index": ["A", "7", "", "", ""]}
+
+
+def test_what_is_lost_is_counted_and_named() -> None:
+    """Of ids that are read as symbols, those that no table knows."""
+    var = pd.DataFrame(index=["ENSG00000167286.10", "ENSG00000156738.1", "ENSG99999999999.2"])
+    label, genes = choose_gene_ids(var, knows("CD3D", "MS4A1"), column=None, preferred=(), model="m", species="human")
+    assert label == "index (Ensembl ids with version read as symbols)"
+    assert "1 not known and left out (ENSG99999999999.2, …)" in " ".join(genes.notes)
 
 
 def test_doubtful_names_yield(small_history: Path) -> None:

@@ -113,6 +113,7 @@ def match_genes(
         species=found or _only(known_species) or guess.species,
         resolve=switches.gene_names == "resolve",
         orthologs=orthologs,
+        vocabulary=None if tells else lambda: adapter.vocabulary.tolist(),
         totals=totals,
     )
     facts: dict[str, str | int | float | bool] = {

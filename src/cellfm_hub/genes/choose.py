@@ -1,10 +1,10 @@
 """Find the column of a data set that a model reads, and what its identifiers mean to the model.
 
 Identifiers are read *as they are* first, by the rule of the family (its ``match_genes``), so that results are those of the original
-release. Only where that leaves a model without most of its genes (the data have Ensembl ids, the model knows symbols; all ids have a
-version; names are of many years ago) are they *resolved*: each one that the model does not know as it is written is replaced by the name
-of the same gene that it does know, a current one before a former one before an alias. With ``gene_names="resolve"`` that is done for any
-data. Then
+release; but the version of an Ensembl id does not count (:mod:`~cellfm_hub.genes.versions`). Only where that leaves a model without most
+of its genes (the data have Ensembl ids, the model knows symbols; names are of many years ago) are they *resolved*: each one that the model
+does not know as it is written is replaced by the name of the same gene that it does know, a current one before a former one before an
+alias. With ``gene_names="resolve"`` that is done for any data. Then
 
 * a name that the model knows as it is written is never replaced;
 * a former name, an alias, another case or a date yields to a column that names the gene rightly: both cannot mean the same gene in one
@@ -18,8 +18,9 @@ columns is read, where they differ by more than 1 %.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -32,6 +33,7 @@ from cellfm_hub.genes.identifiers import identifier_columns, in_words, main_syst
 from cellfm_hub.genes.map import GeneMap
 from cellfm_hub.genes.names import UNKNOWN, Found, NameBook, name_book
 from cellfm_hub.genes.orthologs import as_human
+from cellfm_hub.genes.versions import without_versions
 
 Match: TypeAlias = Callable[[Sequence[str]], GeneMap]
 """An adapter's ``match_genes``."""
@@ -41,7 +43,6 @@ _DOUBTFUL = ("previous", "alias", "case", "spreadsheet")
 
 _AS_GOOD = 0.99
 """Columns that cover at least this part of what the best one covers are equals."""
-
 
 _WORTH_SAYING = 0.01
 """Part of all columns that must be resolvable for the user to be told."""
@@ -56,6 +57,8 @@ class _Reading:
     genes: GeneMap
     how: Mapping[str, int]
     """Columns that were read in another way than as they are written, by the way; also those that are ambiguous."""
+    ids: Sequence[str]
+    """The identifiers of the column."""
 
 
 def choose_gene_ids(
@@ -68,6 +71,7 @@ def choose_gene_ids(
     species: str | None = None,
     resolve: bool = False,
     orthologs: bool = False,
+    vocabulary: Callable[[], Iterable[str]] | None = None,
     totals: Callable[[], NDArray[np.float64]] | None = None,
 ) -> tuple[str, GeneMap]:
     """Find the column of `var` that holds identifiers the model knows; the module says by which rules.
@@ -90,6 +94,8 @@ def choose_gene_ids(
         Whether to resolve identifiers although most are known as they are.
     orthologs
         Whether to read mouse genes as their human one-to-one orthologs.
+    vocabulary
+        Gives all names that the model knows, where they are at hand.
     totals
         Gives the counts of each column of the matrix, ``(n_vars,)``, or of a part of its cells. Asked only where several columns match.
 
@@ -107,7 +113,8 @@ def choose_gene_ids(
     columns = identifier_columns(var, column)
     order = [*(name for name in preferred if name in columns), *(name for name in columns if name not in preferred)]
     book = name_book(species) if species else None
-    as_written = [_Reading(name, name, match(columns[name]), {}) for name in order]
+    plain_ids = partial(without_versions, known=partial(_known, match=match), vocabulary=vocabulary)
+    as_written = [_Reading(name, name, match(plain_ids(columns[name])), {}, columns[name]) for name in order]
     written = [] if orthologs else as_written
     plain = not any(reading.genes.n_other for reading in as_written)
     if not plain and (resolve or orthologs):
@@ -115,7 +122,7 @@ def choose_gene_ids(
         msg += " leave out gene_names and orthologs, or that column"
         raise InputError(msg)
     resolved = [
-        _resolved(name, columns[name], match, book, orthologs=orthologs, together=resolve or orthologs)
+        _resolved(name, columns[name], match, book, plain_ids, orthologs=orthologs, together=resolve or orthologs)
         for name in order
         if plain and (book is not None or resolve)
     ]
@@ -146,7 +153,16 @@ def _best(readings: Sequence[_Reading], preferred: Sequence[str], totals: Callab
     return next((r for r in equals if r.column in preferred), max(equals, key=lambda r: r.genes.n_matched))
 
 
-def _resolved(column: str, ids: list[str], match: Match, book: NameBook | None, *, orthologs: bool, together: bool) -> _Reading | None:
+def _resolved(
+    column: str,
+    ids: list[str],
+    match: Match,
+    book: NameBook | None,
+    plain_ids: Callable[..., list[str]],
+    *,
+    orthologs: bool,
+    together: bool,
+) -> _Reading | None:
     """Read one column by what its identifiers mean; ``None`` if it holds no identifiers of genes.
 
     Parameters
@@ -157,6 +173,8 @@ def _resolved(column: str, ids: list[str], match: Match, book: NameBook | None, 
         The adapter's ``match_genes``.
     book
         What is known of the genes of the species, if anything.
+    plain_ids
+        Writes Ensembl ids with or without version, as the model knows them.
     orthologs
         Whether they are mouse genes, to be read as human ones.
     together
@@ -173,7 +191,7 @@ def _resolved(column: str, ids: list[str], match: Match, book: NameBook | None, 
         found = Found(np.full(len(ids), UNKNOWN, dtype=np.int64), np.full(len(ids), "unknown", dtype=object))
     if not together and not (found.gene >= 0).any():
         return None
-    renamed, how = (["" for _ in ids], found.how) if orthologs else _keep_written(ids, found.how, match)
+    renamed, how = (["" for _ in ids], found.how) if orthologs else _keep_written(plain_ids(ids, copies=together), found.how, match)
     if target is not None:
         open_columns = np.flatnonzero((found.gene >= 0) & (np.array(renamed, dtype=object) == ""))
         places, names = target.names_of(found.gene[open_columns])
@@ -190,7 +208,7 @@ def _resolved(column: str, ids: list[str], match: Match, book: NameBook | None, 
     counts = Counter(how[genes.columns].tolist())
     counts["ambiguous"] = int(np.count_nonzero(how == "ambiguous"))
     counts["yields"] = int(np.count_nonzero(how == "yields"))
-    return _Reading(column, _label(column, ids, [renamed[i] for i in genes.columns], orthologs=orthologs), genes, counts)
+    return _Reading(column, _label(column, ids, [renamed[i] for i in genes.columns], orthologs=orthologs), genes, counts, ids)
 
 
 def _keep_written(ids: list[str], how: NDArray[np.object_], match: Match) -> tuple[list[str], NDArray[np.object_]]:
@@ -200,11 +218,11 @@ def _keep_written(ids: list[str], how: NDArray[np.object_], match: Match) -> tup
     return [name if k else "" for name, k in zip(ids, known, strict=True)], np.where(known, "as written", how)
 
 
-def _known(names: NDArray[np.object_], match: Match) -> NDArray[np.bool_]:
+def _known(names: Sequence[str] | NDArray[np.object_], match: Match) -> NDArray[np.bool_]:
     """Say which names the model knows."""
-    codes, unique = pd.factorize(names)
-    known = np.zeros(len(unique), dtype=bool)
-    known[match(unique.tolist()).columns] = True
+    codes, unique = pd.factorize(np.asarray(names, dtype=object))
+    known = np.zeros(len(unique) + 1, dtype=bool)
+    known[match([*unique.tolist(), ""]).columns] = True  # the last column may be taken for something else than a gene
     return known[codes]
 
 
@@ -256,6 +274,10 @@ def _described(reading: _Reading, resolved: _Reading | None) -> GeneMap:
     notes = list(genes.notes)
     if reading.label != reading.column:
         said = [f"{how[kind]:,} {word}" for kind, word in _SAID.items() if how.get(kind)]
+        used = set(genes.columns.tolist())
+        lost = [name for column, name in enumerate(reading.ids) if name and column not in used]
+        if (unknown := len(lost) - how.get("ambiguous", 0) - how.get("yields", 0)) > 0:
+            said.append(f"{unknown:,} not known and left out ({', '.join(lost[:3])}, …)")
         notes.append(f"genes are from var column {reading.label}{': ' if said else ''}{', '.join(said)}")
     if genes.n_summed:
         notes.append(f"{genes.n_summed:,} columns are summed with others of the same gene")

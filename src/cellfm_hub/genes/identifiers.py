@@ -58,15 +58,10 @@ def in_words(system: str) -> str:
     return _WORDS[system]
 
 
-def without_version(identifier: str) -> str:
-    """Strip the version of an Ensembl id; anything else stays as it is."""
-    match = ENSEMBL.fullmatch(identifier)
-    return match[1] + match[2] if match and match[3] else identifier
-
-
 def identifier_columns(var: pd.DataFrame, column: str | None = None) -> dict[str, list[str]]:
     """Return the index and every text column of `var`, or the one that the user chose; missing entries become empty strings.
 
+    White space round an identifier does not count, unless another one is the same without it: the original releases read that one alone.
     Whole numbers are text here where they stand in the index or in a column that the user chose: they may be Entrez ids.
 
     Raises
@@ -74,20 +69,31 @@ def identifier_columns(var: pd.DataFrame, column: str | None = None) -> dict[str
     InputError
         If there is no such column.
     """
-
-    def texts(values: "pd.Index | pd.Series") -> list[str]:
-        return [value if isinstance(value, str) else "" for value in values.tolist()]
-
-    columns = {"index": texts(var.index)}
-    for name in var.columns:
-        values = var[name]
+    columns = {"index": _texts(var.index, numbers=True)}
+    for place, name in enumerate(map(str, var.columns)):
+        values = var.iloc[:, place]
         if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(values.dtype) or values.dtype == object:
-            columns[str(name)] = texts(values)
-        elif column == str(name) and values.dtype.kind in "iu":
-            columns[str(name)] = values.astype(str).tolist()
+            columns[name] = _texts(values, numbers=column == name)
+        elif column == name and values.dtype.kind in "iu":
+            columns[name] = values.astype(str).tolist()
     if column is None:
         return columns
     if column not in columns:
         msg = f"gene_ids={column!r} is not a text column of var; it has {', '.join(map(repr, columns))}"
         raise InputError(msg)
     return {column: columns[column]}
+
+
+def _texts(values: "pd.Index | pd.Series", *, numbers: bool) -> list[str]:
+    """Return identifiers as text without white space round them; missing ones, and numbers where they are none, are empty."""
+
+    def text(value: object) -> str:
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace")
+        if numbers and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        return value if isinstance(value, str) else ""
+
+    given = [text(value) for value in values.tolist()]
+    written = set(given) - {""}
+    return [name if (plain := name.strip()) == name or plain in written else plain for name in given]
