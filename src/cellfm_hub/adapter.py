@@ -79,6 +79,8 @@ class CellOptions(Options):
     """Take gene names as the original release does, or by what they mean: former ones, aliases and others, and sum columns of one gene."""
     orthologs: Literal["none", "one2one"] = "none"
     """Mouse data and a human model: read mouse genes as their human one-to-one orthologs."""
+    coverage: Literal["checked", "any"] = "checked"
+    """Refuse data of which the model knows next to nothing, or take whatever matches."""
 
 
 class Adapter(ABC):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -39,6 +40,7 @@ from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_comple
 from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, count_blocks
 from cellfm_hub.sources.genome import WINDOW
 from cellfm_hub.sources.sequences import SequenceBlock
+from cellfm_hub.sources.some_rows import column_totals
 from cellfm_hub.tokens import Ragged, Tokens
 
 logger = logging.getLogger("cellfm_hub")
@@ -407,7 +409,7 @@ class Embedder:
             gene_ids=request.gene_ids,
             species=request.species,
             obs=cells.obs,
-            totals=matrix.column_totals,
+            totals=partial(column_totals, matrix),
         )
         genes = matched.genes
         if matrix.by_order and genes.n_summed:

@@ -10,7 +10,7 @@
     │   └── CheckpointFormatError     a file cannot be read, or does not fit the network
     ├── InputError                  something about what was passed in
     │   ├── CountsError               no matrix of raw counts
-    │   ├── GeneCoverageError         the genes match nothing the model knows
+    │   ├── GeneCoverageError         the model knows next to none of the genes
     │   ├── SpeciesError              the wrong species
     │   └── SequenceError             a sequence the model cannot take
     ├── OutputError                 the result cannot be written
@@ -69,7 +69,7 @@ class CountsError(InputError):
 
 
 class GeneCoverageError(InputError):
-    """The genes of the data match nothing in the model's vocabulary."""
+    """The genes of the data match next to nothing in the model's vocabulary."""
 
 
 class SpeciesError(InputError):

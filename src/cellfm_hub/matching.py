@@ -89,7 +89,7 @@ def match_genes(
     SpeciesError
         If the identifiers contradict the user's choice or the model's species.
     GeneCoverageError
-        If no gene matches.
+        If next to no gene matches.
     """
     switches = cell_options(options)
     orthologs = switches.orthologs == "one2one"
@@ -113,6 +113,7 @@ def match_genes(
         species=found or _only(known_species) or guess.species,
         resolve=switches.gene_names == "resolve",
         orthologs=orthologs,
+        coverage=switches.coverage,
         vocabulary=None if tells else lambda: adapter.vocabulary.tolist(),
         totals=totals,
     )

@@ -13,14 +13,14 @@ alias. With ``gene_names="resolve"`` that is done for any data. Then
   of a gene but not the same one twice, scGPT and UCE take each column for itself, scFoundation sums;
 * ambiguous names are counted and left out.
 
-The decision looks at identifiers alone, never at counts, so that it is the same for any selection of cells. Counts decide which of several
-columns is read, where they differ by more than 1 %.
+That decision looks at identifiers alone, never at counts, so that it is the same for any selection of cells. Counts decide which of several
+columns is read, where they differ by more than 1 %, and whether the model knows enough of the data (:mod:`~cellfm_hub.genes.coverage`).
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from cellfm_hub.errors import GeneCoverageError, InputError
 from cellfm_hub.genes import tables
+from cellfm_hub.genes.coverage import MIN_COUNTS, MIN_GENES, OF_GENES, Coverage, Rule
 from cellfm_hub.genes.identifiers import identifier_columns, in_words, main_system, systems_of
 from cellfm_hub.genes.map import GeneMap
 from cellfm_hub.genes.names import UNKNOWN, Found, NameBook, name_book
@@ -71,6 +72,7 @@ def choose_gene_ids(
     species: str | None = None,
     resolve: bool = False,
     orthologs: bool = False,
+    coverage: Rule = "checked",
     vocabulary: Callable[[], Iterable[str]] | None = None,
     totals: Callable[[], NDArray[np.float64]] | None = None,
 ) -> tuple[str, GeneMap]:
@@ -94,10 +96,12 @@ def choose_gene_ids(
         Whether to resolve identifiers although most are known as they are.
     orthologs
         Whether to read mouse genes as their human one-to-one orthologs.
+    coverage
+        Whether data are refused of which the model knows next to nothing.
     vocabulary
         Gives all names that the model knows, where they are at hand.
     totals
-        Gives the counts of each column of the matrix, ``(n_vars,)``, or of a part of its cells. Asked only where several columns match.
+        Gives the counts of each column of the matrix, ``(n_vars,)``, or of a part of its cells.
 
     Returns
     -------
@@ -108,8 +112,9 @@ def choose_gene_ids(
     InputError
         If there is no such column, a table cannot be read, or names cannot be resolved beside a column of totals.
     GeneCoverageError
-        If no gene matches.
+        If next to no gene matches.
     """
+    totals = None if totals is None else cache(totals)
     columns = identifier_columns(var, column)
     order = [*(name for name in preferred if name in columns), *(name for name in columns if name not in preferred)]
     book = name_book(species) if species else None
@@ -131,10 +136,19 @@ def choose_gene_ids(
     best = _best(written, preferred, totals)
     better = _best(found, preferred, totals)
     if better is not None and (best is None or resolve or better.genes.n_matched > 2 * best.genes.n_matched):
-        return better.label, _described(better, None)
+        best, found = better, []
     if best is None:
-        raise GeneCoverageError(_nothing_matches(var, columns, match, model, book))
-    return best.label, _described(best, next((r for r in found if r.column == best.column), None))
+        best = _Reading(order[0], order[0], match(["" for _ in columns[order[0]]]), {}, columns[order[0]])
+    weights = None if totals is None else totals()
+    known = Coverage.measure(best.genes, weights)
+    if coverage == "checked" and not known.is_enough:
+        others = [
+            _resolved(name, ids, match, book, plain_ids, orthologs=orthologs, together=True) for name, ids in _others(var, columns) if plain
+        ]
+        fitting = [r for r in (*found, *others) if r is not None and Coverage.measure(r.genes, weights).is_enough]
+        examples = {name: ids[:3] for name, ids in columns.items()} | {best.column: _unknown(best, None)[:3]}
+        raise GeneCoverageError(_too_few(known, columns, examples, fitting, model, book))
+    return best.label, _described(best, next((r for r in found if r.column == best.column), None), weights)
 
 
 def _best(readings: Sequence[_Reading], preferred: Sequence[str], totals: Callable[[], NDArray[np.float64]] | None) -> _Reading | None:
@@ -263,19 +277,20 @@ def _label(column: str, ids: list[str], renamed: list[str], *, orthologs: bool) 
     return f"{column} ({in_words(before)} read as {in_words(after)})"
 
 
-def _described(reading: _Reading, resolved: _Reading | None) -> GeneMap:
-    """Say in the map how the genes were read, and what resolving would have brought."""
+def _described(reading: _Reading, resolved: _Reading | None, weights: NDArray[np.float64] | None) -> GeneMap:
+    """Say in the map how the genes were read, what was lost, and what resolving would have brought."""
     genes, how = reading.genes, reading.how
+    lost = _unknown(reading, weights)
     facts: dict[str, int | str | float | bool] = {
         "genes_renamed": sum(how.get(kind, 0) for kind in _DOUBTFUL),
         "genes_retired": how.get("retired", 0),
         "genes_ambiguous": how.get("ambiguous", 0),
+        "genes_unknown": len(lost),
+        "genes_unknown_largest": ", ".join(lost[:5]),
     }
     notes = list(genes.notes)
     if reading.label != reading.column:
         said = [f"{how[kind]:,} {word}" for kind, word in _SAID.items() if how.get(kind)]
-        used = set(genes.columns.tolist())
-        lost = [name for column, name in enumerate(reading.ids) if name and column not in used]
         if (unknown := len(lost) - how.get("ambiguous", 0) - how.get("yields", 0)) > 0:
             said.append(f"{unknown:,} not known and left out ({', '.join(lost[:3])}, …)")
         notes.append(f"genes are from var column {reading.label}{': ' if said else ''}{', '.join(said)}")
@@ -292,6 +307,14 @@ def _described(reading: _Reading, resolved: _Reading | None) -> GeneMap:
     return replace(genes, facts={**facts, **genes.facts}, notes=tuple(notes))
 
 
+def _unknown(reading: _Reading, weights: NDArray[np.float64] | None) -> list[str]:
+    """Return the identifiers that feed no gene of the model, those with most counts first."""
+    unused = np.ones(reading.genes.n_columns, dtype=bool)
+    unused[reading.genes.columns] = False
+    order = np.arange(len(unused)) if weights is None else np.argsort(-weights, kind="stable")
+    return [reading.ids[column] for column in order[unused[order]].tolist() if reading.ids[column]]
+
+
 _SAID = {
     "previous": "by previous symbols",
     "alias": "by aliases",
@@ -304,14 +327,33 @@ _SAID = {
 }
 
 
-def _nothing_matches(var: pd.DataFrame, columns: dict[str, list[str]], match: Match, model: str, book: NameBook | None) -> str:
-    looked = "; ".join(f"{name} ({', '.join(ids[:3])}, …)" for name, ids in columns.items())
-    msg = f"none of the {len(var):,} genes is in the vocabulary of {model}; looked at {looked}."
-    matches = {name: match(ids).n_matched for name, ids in identifier_columns(var).items() if name not in columns}
-    if any(matches.values()):
-        fitting = max(matches, key=lambda name: matches[name])
-        return f"{msg} gene_ids={fitting!r} would match {matches[fitting]:,}"
+def _others(var: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]:
+    """Return the columns of `var` that were not looked at, those of whole numbers too: they may be Entrez ids."""
+    numbers = [str(name) for name, kind in zip(var.columns, var.dtypes, strict=True) if kind.kind in "iu"]
+    every = identifier_columns(var) | {name: identifier_columns(var, name)[name] for name in numbers}
+    return [(name, ids) for name, ids in every.items() if name not in columns]
+
+
+def _too_few(
+    known: Coverage,
+    columns: Mapping[str, Sequence[str]],
+    examples: Mapping[str, Sequence[str]],
+    fitting: Sequence[_Reading],
+    model: str,
+    book: NameBook | None,
+) -> str:
+    """Say what came, what was expected, and what would match better: another column, or names by their meaning."""
+    looked = "; ".join(f"{name} ({', '.join(ids)}, …)" for name, ids in examples.items())
+    msg = f"{known} {'is' if known.genes < 2 else 'are'} in the vocabulary of {model}; looked at {looked}."
+    if known.genes:
+        msg += f" Expected {MIN_COUNTS:.0%} of the counts" + (f" and {MIN_GENES} genes." if known.of >= OF_GENES else ".")
+    if fitting:
+        best = max(fitting, key=lambda reading: reading.genes.n_matched)
+        option = f"gene_ids={best.column!r}" if best.column not in columns else "options={'gene_names': 'resolve'}"
+        return f"{msg} {option} would match {best.genes.n_matched:,}"
     msg += f" Name the var column with its identifiers as gene_ids=; 'cellfm info {model}' says which it needs"
+    if known.genes:
+        msg += "; options={'coverage': 'any'} takes the data as they are"
     systems = {main_system(systems_of(ids)) for ids in columns.values()}
     if "Entrez" in systems and (book is None or not book.has_entrez):
         return f"{msg}. Entrez ids are read by the HGNC table: 'cellfm genes --fetch' brings it, or CELLFM_GENES names a folder that has it"

@@ -78,11 +78,6 @@ class Matrix:
         block = blocks[0] if len(blocks) == 1 else sp.csr_matrix(sp.vstack(blocks, format="csr"))
         return self._checked(block, stop - start)
 
-    def column_totals(self, rows: int = 1024) -> NDArray[np.float64]:
-        """Return the sum of each column over the first rows, ``(n_vars,)``."""
-        block = self.rows(0, min(rows, self.shape[0]))
-        return np.asarray(block.sum(axis=0, dtype=np.float64)).ravel()
-
     def _checked(self, block: CountMatrix, rows: int) -> CountMatrix:
         """Refuse rows that do not exist or point outside the matrix, as those of a damaged file may; join repeated entries."""
         outside = block.nnz and (block.indices.min() < 0 or block.indices.max() >= self.shape[1])

@@ -6,12 +6,16 @@ from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from cellfm_hub.genes import CountMatrix
 from cellfm_hub.sources.cells import CellData, Matrix
 
 Span = tuple[int, int]
 """First row, and the row behind the last."""
+
+SAMPLED_ROWS, SAMPLED_TOGETHER = 4096, 256
+"""Rows over which columns are added up, and how many of them stand side by side."""
 
 
 class SomeRows:
@@ -28,12 +32,12 @@ class SomeRows:
     format = "csr"
 
     def __init__(self, matrix: Matrix, spans: Sequence[Span]) -> None:
-        self._matrix, self._spans = matrix, spans
+        self.whole, self._spans = matrix, spans
         self.shape = (sum(stop - start for start, stop in spans), matrix.shape[1])
 
     @cached_property
     def _rows(self) -> CountMatrix:
-        return sp.csr_matrix(sp.vstack([self._matrix.rows(start, stop) for start, stop in self._spans], format="csr"))
+        return sp.csr_matrix(sp.vstack([self.whole.rows(start, stop) for start, stop in self._spans], format="csr"))
 
     def __getitem__(self, rows: slice) -> CountMatrix:
         return self._rows[rows]
@@ -55,3 +59,20 @@ def spread(n: int, *, all_up_to: int, stretches: int, length: int) -> list[Span]
         return [(0, n)]
     starts = np.linspace(0, n - length, stretches).astype(int).tolist()
     return [(start, start + length) for start in starts]
+
+
+def column_totals(matrix: Matrix) -> NDArray[np.float64]:
+    """Return the counts of each column, ``(n_vars,)``, in at most 4,096 rows spread over the matrix.
+
+    Of some rows of a matrix they are those of the whole matrix: what is decided by them is decided once per file.
+    """
+    whole: Matrix = matrix.values.whole if isinstance(matrix.values, SomeRows) else matrix
+    totals = np.zeros(whole.shape[1])
+    spans = spread(whole.shape[0], all_up_to=SAMPLED_ROWS, stretches=SAMPLED_ROWS // SAMPLED_TOGETHER, length=SAMPLED_TOGETHER)
+    for start in (start for span in spans for start in range(*span, SAMPLED_TOGETHER)):
+        block = whole.rows(start, min(start + SAMPLED_TOGETHER, whole.shape[0]))
+        if matrix.scaling is not None:
+            block, _, _ = matrix.scaling.recover(block)
+        counted = np.where((block.data > 0) & np.isfinite(block.data), block.data, 0)  # others are refused when they are read
+        totals += np.bincount(block.indices, weights=counted, minlength=len(totals))
+    return totals
