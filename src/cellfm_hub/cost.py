@@ -15,6 +15,7 @@ from torch import nn
 from cellfm_hub.adapter import TokenAdapter
 from cellfm_hub.engine.device import choose_batch_tokens
 from cellfm_hub.nn import Encoder, EncoderConfig
+from cellfm_hub.nn.matmul_precision import exact_products
 from cellfm_hub.nn.meta import meta_device
 from cellfm_hub.registry import Entry, registry
 
@@ -116,7 +117,7 @@ def probe(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.ones(shape, device=device, dtype=dtype) for shape in ((1024, 768), (768, 1024)))
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     best, end = float("inf"), time.perf_counter() + PROBE_SECONDS
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_products():
         for _ in range(2):
             torch.mm(a, b)
         while time.perf_counter() < end or best == float("inf"):

@@ -21,10 +21,10 @@ from cellfm_adapters.uce.tokenizer import SAMPLE_SIZE, PlacedGenes, place_genes,
 from cellfm_adapters.uce.weights import TOKEN_TABLE, layout, read_config
 from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
 from cellfm_hub.checkpoints import CheckpointFiles
-from cellfm_hub.engine.run import full_float32
 from cellfm_hub.errors import InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.nn import PackedBatch, segment_max, segment_mean
+from cellfm_hub.nn.matmul_precision import exact_products
 from cellfm_hub.safe_files import read_tensors
 from cellfm_hub.tokens import Tokens
 from cellfm_hub.weights import Layout, load_network
@@ -132,7 +132,7 @@ class UCEAdapter(CellAdapter):
         rows = self._table[chosen.first_row : chosen.first_row + len(chosen.symbols)]
         layer = self.network.gene_embedding_layer
         at = next(layer.parameters())
-        with torch.inference_mode(), full_float32():
+        with torch.inference_mode(), exact_products():
             parts = [layer(rows[i : i + PROJECTED_TOGETHER].to(at)).float().cpu() for i in range(0, len(rows), PROJECTED_TOGETHER)]
         return pd.DataFrame(torch.cat(parts).numpy(), index=pd.Index(chosen.symbols, name="gene_id"))
 
@@ -142,7 +142,7 @@ class UCEAdapter(CellAdapter):
         """Project the rows of the token table that are needed and were not needed before."""
         wanted = np.zeros(len(self._projected), dtype=bool)
         wanted[tokens.ids // PROJECTED_TOGETHER] = True
-        with torch.inference_mode(), full_float32():
+        with torch.inference_mode(), exact_products():
             for part in np.flatnonzero(wanted & ~self._projected):
                 rows = slice(part * PROJECTED_TOGETHER, (part + 1) * PROJECTED_TOGETHER)
                 self.network.tokens[rows] = self.network.project(self._table[rows].to(self.network.tokens.device))

@@ -1,7 +1,6 @@
 """Drive a network over tokens: plan, compute, put rows back in their places."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from cellfm_hub.engine.memory import TokenBudget, is_out_of_memory, release
 from cellfm_hub.engine.plan import plan_batches
 from cellfm_hub.errors import DeviceError
+from cellfm_hub.nn.matmul_precision import exact_products
 from cellfm_hub.nn.packed import PackedBatch
 from cellfm_hub.tokens import Tokens, flat_indices, offsets_from_lengths
 
@@ -20,17 +20,6 @@ Forward = Callable[[PackedBatch], Tensor]
 MIN_ROWS = 16
 """Products of fewer than a handful of matrix rows take another path through a BLAS, which rounds differently; so small batches are filled
 up with rows of one token, and a short sequence alone gets, bit for bit, the vector it gets in company."""
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Keep float32 exact: no TF32 and no bfloat16 inside matrix products, whatever the process has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def run_network(
@@ -83,7 +72,7 @@ def run_network(
 
     waiting = None  # the results of a batch are collected when the next one is under way
     todo = plan_batches(sizes, budget.allowed(batch_tokens))[::-1]
-    with torch.inference_mode(), full_float32():
+    with torch.inference_mode(), exact_products():
         while todo:
             index = todo.pop()
             used, allowed = int(sizes[index].sum()), budget.allowed(batch_tokens)

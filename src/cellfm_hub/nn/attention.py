@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cellfm_hub.nn.alibi import Alibi
 from cellfm_hub.nn.kernels import by_bucket, by_row, efficient, flash, flex, plain, varlen
+from cellfm_hub.nn.matmul_precision import exact_products
 from cellfm_hub.nn.packed import PackedBatch
 
 Kernel = Callable[[Tensor, Tensor, Tensor, PackedBatch, Any], Tensor]
@@ -86,7 +87,7 @@ def choose(device: torch.device, dtype: torch.dtype, head_dim: int, *, biased: b
     """Return the first backend that runs here and gives the right numbers."""
     *candidates, last = preference(device.type, dtype, biased=biased)
     rejected: list[tuple[str, str]] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_products():  # what it is compared with, too: it may be asked for outside of a run
         for backend in candidates:
             why_not = refusal(backend, device, dtype, head_dim, biased=biased)
             if why_not is None:
