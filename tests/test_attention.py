@@ -1,7 +1,10 @@
 """Attention within rows: every backend gives what the definition says, and the first one that does is used."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,14 @@ from torch import Tensor
 import cellfm_hub as cf
 from cellfm_hub.nn import Alibi, Encoder, EncoderConfig, PackedBatch
 from cellfm_hub.nn import attention as attention_module
+from cellfm_hub.nn import kernels as kernels_module
 from cellfm_hub.nn.attention import (
     BY_BUCKET,
     BY_ROW,
     EFFICIENT,
     FLASH,
     FLEX,
+    TOLERANCE,
     VARLEN,
     Backend,
     Choice,
@@ -30,17 +35,20 @@ from cellfm_hub.nn.attention import (
     report,
 )
 from cellfm_hub.nn.kernels import plain
+from cellfm_hub.nn.matmul_precision import exact_products
 from golden_cases import PORTABLE, Case
 
 CPU, HEADS = torch.device("cpu"), 3
 
 
-def ragged(lengths: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, PackedBatch, Alibi]:
+def ragged(
+    lengths: tuple[int, ...], dtype: torch.dtype = torch.float32, heads: int = HEADS
+) -> tuple[Tensor, Tensor, Tensor, PackedBatch, Alibi]:
     generator = torch.Generator().manual_seed(sum(lengths))
     total = sum(lengths)
-    query, key, value = torch.randn(3, total, HEADS, 8, generator=generator).to(dtype)
+    query, key, value = torch.randn(3, total, heads, 8, generator=generator).to(dtype)
     batch = PackedBatch(ids=torch.zeros(total, dtype=torch.int64), lengths=lengths)
-    return query, key, value, batch, Alibi(HEADS, batch.longest, dtype, CPU)
+    return query, key, value, batch, Alibi(heads, batch.longest, dtype, CPU)
 
 
 def exact(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, alibi: Alibi | None) -> Tensor:
@@ -81,6 +89,7 @@ def fresh_choice() -> Iterator[None]:
     choose.cache_clear()
     yield
     choose.cache_clear()
+    attention_module._failed_in_use.clear()
 
 
 ON_CPU = [pytest.param(BY_ROW, True, id="row"), pytest.param(BY_BUCKET, False, id="bucket"), pytest.param(FLEX, True, id="flex")]
@@ -191,19 +200,143 @@ def test_the_last_resort(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) ->
     assert report(CPU, torch.float32)["attention"].startswith("sdpa by length bucket (works everywhere; absent refused")
 
 
-def test_no_memory_says_nothing_about_a_backend() -> None:
+NO_MEMORY = [torch.OutOfMemoryError(), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["torch", "cublas"])
+def test_no_memory_says_nothing_about_a_backend(error: Exception, monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    """Neither when it is tried nor later."""
+
     def full(*_: Any) -> Tensor:
-        raise torch.OutOfMemoryError
+        raise error
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         refusal(Backend("full", full), CPU, torch.float32, 8, biased=False)
+    small, works = ragged((4, 2)), True
+
+    def full_later(*given: Any) -> Tensor:
+        if works:
+            return plain(*given)
+        raise error
+
+    backend = Backend("full later", full_later)
+    monkeypatch.setattr(attention_module, "preference", lambda *_, **__: (backend, BY_ROW))
+    attend(*small)
+    works = False
+    with pytest.raises(type(error)):
+        attend(*small)
+    works = True
+    attend(*small)
+    assert choose(CPU, torch.float32, 8, biased=True, heads=HEADS).backend is backend
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", [BY_ROW, BY_BUCKET], ids=["row", "bucket"])
-def test_honest_backends_are_not_refused(backend: Backend, dtype: torch.dtype) -> None:
-    """The tolerances leave room for rounding in half precision."""
-    assert refusal(backend, CPU, dtype, 64, biased=False) is None
+def test_a_backend_that_is_wrong_for_first_tokens_is_refused(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    """They are all that the default recipes of Geneformer, scGPT and UCE read."""
+
+    def wrong_for_some(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, alibi: Alibi | None, *, first: bool) -> Tensor:
+        out = plain(query, key, value, batch, alibi)
+        return out.roll(1, dims=0) if (len(query) == len(batch.lengths)) is first else out
+
+    of_first, of_all = (Backend(name, partial(wrong_for_some, first=first)) for name, first in (("of first", True), ("of all", False)))
+    monkeypatch.setattr(attention_module, "preference", lambda *_, **__: (of_first, of_all, GOOD, BY_ROW))
+    choice = choose(CPU, torch.float32, 8, biased=False)
+    assert choice.backend is GOOD
+    assert [name for name, _ in choice.rejected] == ["of first", "of all"]
+    assert all(why.startswith("differs by") for _, why in choice.rejected)
+
+
+def test_a_backend_that_fails_in_use_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, fresh_choice: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A compiler may fail on shapes that were not tried: the run goes on, says so once, and does not try again."""
+    tried = []
+
+    def fails_later(query: Tensor, *given: Any) -> Tensor:
+        tried.append(len(query))
+        if len(query) > 300:
+            msg = "LoweringException: out of resource: shared memory\nRequired: 180224"
+            raise RuntimeError(msg)
+        return plain(query, *given)
+
+    backend = Backend("fails later", fails_later)
+    monkeypatch.setattr(attention_module, "preference", lambda *_, **__: (backend, BY_ROW))
+    query, key, value, batch, alibi = ragged((400, 3))
+    with caplog.at_level(logging.WARNING, "cellfm_hub"):
+        for _ in range(3):
+            assert_near(attend(query, key, value, batch, alibi), exact(query, key, value, batch, alibi))
+    assert tried.count(403) == 1
+    said = "fails later failed in use: RuntimeError: LoweringException: out of resource: shared memory"
+    assert [record.getMessage() for record in caplog.records] == [f"{said}; going on with another way to compute attention"]
+    choice = choose(CPU, torch.float32, 8, biased=True, heads=HEADS)
+    assert choice.backend is BY_ROW
+    assert dict(choice.rejected)["fails later"].startswith("failed in use")
+    wrong = key[:, :, :4]  # what no backend can compute is still an error
+    with pytest.raises(RuntimeError):
+        attend(query, wrong, value, batch, alibi)
+
+
+def test_the_report_compiles_nothing(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> None:
+    """``cellfm env`` is a listing; trying FlexAttention on CUDA takes 10 to 40 seconds."""
+
+    def compiles(*_: Any) -> Tensor:
+        pytest.fail("compiled for a listing")
+
+    monkeypatch.setattr(attention_module, "preference", lambda *_, **__: (Backend(FLEX.name, compiles, FLEX.slow_to_try), BY_ROW))
+    text = report(CPU, torch.float16)["attention_alibi"]
+    assert text == "flex attention (compiled and tried when it is needed; else sdpa by row)"
+
+
+@pytest.fixture
+def compiled_flex(monkeypatch: pytest.MonkeyPatch, fresh_choice: None) -> Iterator[list[None]]:
+    """FlexAttention as on CUDA, but run by torch's interpreter on the CPU; one entry for each graph that was made."""
+    graphs: list[None] = []
+
+    def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(None)
+        return graph.forward
+
+    monkeypatch.setattr(kernels_module, "FLEX_COMPILED_ON", ("cpu",))
+    monkeypatch.setattr(attention_module, "preference", lambda *_, **__: (FLEX, BY_ROW))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    kernels_module._flex_attention.cache_clear()
+    yield graphs
+    kernels_module._flex_attention.cache_clear()
+    torch._dynamo.reset()
+
+
+def graph_limit(graphs: int) -> AbstractContextManager[None]:
+    """As many for each piece of code: torch allows eight, which would take long here."""
+    from torch._dynamo import config
+
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    limited: AbstractContextManager[None] = config.patch({name: graphs})
+    return limited
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_any_number_of_kinds_is_compiled(compiled_flex: list[None]) -> None:
+    """Models and precisions beyond torch's limit on graphs: one graph for each, made when it is tried, whatever the lengths."""
+    with graph_limit(2), torch.inference_mode(), exact_products():  # as in a run
+        for dtype, heads in ((torch.float32, 3), (torch.float16, 3), (torch.float16, 4)):
+            before = len(compiled_flex)
+            choice = choose(CPU, dtype, 8, biased=True, heads=heads)
+            assert choice.backend is FLEX, choice.rejected
+            for lengths in ((20, 3), (257, 1, 1)):
+                query, key, value, batch, alibi = ragged(lengths, dtype, heads)
+                got = attend(query, key, value, batch, alibi)
+                torch.testing.assert_close(got.float(), plain(query, key, value, batch, alibi), atol=TOLERANCE[dtype], rtol=0)
+            assert len(compiled_flex) == before + 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_beyond_the_limit_is_an_error_and_not_slow(compiled_flex: list[None], caplog: pytest.LogCaptureFixture) -> None:
+    """Where torch would compile no further it must not turn to writing out all scores: the run goes on by row."""
+    assert choose(CPU, torch.float32, 8, biased=True, heads=HEADS).backend is FLEX
+    query, key, value, batch, alibi = ragged((20, 3))  # with gradients on, which takes a graph of its own
+    with graph_limit(1), caplog.at_level(logging.WARNING, "cellfm_hub"):
+        assert_near(attend(query, key, value, batch, alibi), exact(query, key, value, batch, alibi))
+    assert "flex attention failed in use" in caplog.text
+    assert choose(CPU, torch.float32, 8, biased=True, heads=HEADS).backend is BY_ROW
 
 
 SHAPES = [("post", False, False), ("pre", True, False), ("post", False, True)]
@@ -259,7 +392,7 @@ def test_golden_inputs_with_other_backends(family: str, backend: Backend, monkey
         used.append(backend.name)
         return backend.kernel(*given)
 
-    def forced(*_: Any, biased: bool) -> Choice:
+    def forced(*_: Any, biased: bool, heads: int) -> Choice:
         return Choice(BY_ROW if biased and backend is BY_BUCKET else Backend(backend.name, kernel), "forced")
 
     monkeypatch.setattr(attention_module, "choose", forced)

@@ -19,11 +19,12 @@ from cellfm_hub.adapter import TokenAdapter
 from cellfm_hub.cards import Fidelity
 from cellfm_hub.engine import device as device_module
 from cellfm_hub.engine.device import bfloat16_speed_up, choose_dtype
-from cellfm_hub.engine.memory import CLEAN_BATCHES, TokenBudget, is_out_of_memory
+from cellfm_hub.engine.memory import CLEAN_BATCHES, TokenBudget
 from cellfm_hub.engine.overlap import AHEAD, prefetch
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import DeviceError
 from cellfm_hub.nn import PackedBatch, first, segment_mean
+from cellfm_hub.nn.out_of_memory import is_out_of_memory
 from cellfm_hub.tokens import Tokens, offsets_from_lengths
 from golden_cases import PORTABLE, Case
 
@@ -74,6 +75,9 @@ OUT_OF_MEMORY: list[Callable[[], Exception]] = [
     lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8589934592 bytes."),
     lambda: MemoryError(),
     lambda: RuntimeError("std::bad_alloc"),
+    lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    lambda: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    lambda: RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
 ]
 
 

@@ -38,12 +38,12 @@ def use_only(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let a backend do what it can do, and count its uses; what it cannot is done by the usual one."""
     used: list[str] = []
 
-    def chosen(device: torch.device, dtype: torch.dtype, head_dim: int, *, biased: bool) -> Choice:
+    def chosen(device: torch.device, dtype: torch.dtype, head_dim: int, *, biased: bool, heads: int) -> Choice:
         able = not biased or backend in (FLEX, BY_ROW)
-        if able and refusal(backend, device, dtype, head_dim, biased=biased) is None:
+        if able and refusal(backend, device, dtype, head_dim, biased=biased, heads=heads) is None:
             used.append(backend.name)
             return Choice(backend, "forced")
-        return choose(device, dtype, head_dim, biased=biased)
+        return choose(device, dtype, head_dim, biased=biased, heads=heads)
 
     monkeypatch.setattr(attention, "choose", chosen)
     return used

@@ -1,4 +1,4 @@
-"""Running out of memory: recognise it, and remember how much was too much."""
+"""Running out of memory: remember how much was too much."""
 
 import logging
 
@@ -11,16 +11,6 @@ CLEAN_BATCHES = 50
 GROWTH = 1.25
 CLOSE_TO_FAILURE = 0.9
 """A budget never grows beyond this share of one that failed."""
-
-_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc")
-"""What a CPU allocator and devices other than CUDA write into a plain RuntimeError."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 def release(device: torch.device) -> None:

@@ -7,10 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cellfm_hub.engine.memory import TokenBudget, is_out_of_memory, release
+from cellfm_hub.engine.memory import TokenBudget, release
 from cellfm_hub.engine.plan import plan_batches
 from cellfm_hub.errors import DeviceError
 from cellfm_hub.nn.matmul_precision import exact_products
+from cellfm_hub.nn.out_of_memory import is_out_of_memory
 from cellfm_hub.nn.packed import PackedBatch
 from cellfm_hub.tokens import Tokens, flat_indices, offsets_from_lengths
 

@@ -138,4 +138,4 @@ class Encoder(nn.Module):
     def attention_backend(self) -> str:
         """Return the name of what computes the attention, on the device and in the precision the weights are in."""
         config, weight = self.config, next(self.parameters())
-        return choose(weight.device, weight.dtype, config.dim // config.heads, biased=config.alibi).backend.name
+        return choose(weight.device, weight.dtype, config.dim // config.heads, biased=config.alibi, heads=config.heads).backend.name

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from itertools import groupby
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ BUCKET = 64
 """Rows are padded to a multiple of this: few shapes, little waste."""
 FLEX_BLOCK = 128
 """Tokens of a block of FlexAttention's mask."""
+FLEX_COMPILED_ON = ("cuda",)
+"""Kinds of devices on which FlexAttention is compiled; without, it writes out all scores."""
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, alibi: Alibi | None) -> Tensor:
@@ -131,7 +135,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, alibi: A
     """FlexAttention: rows as a block mask, ALiBi as a function of the score; compiled on CUDA."""
     if _first_only(query, batch):
         return by_row(query, key, value, batch, alibi)  # a single query each: nothing to save
-    filler = -len(query) % FLEX_BLOCK  # fewer shapes to compile for
+    filler = -len(query) % (2 * FLEX_BLOCK)  # a single block would be a case of its own for the compiler
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, filler)).transpose(0, 1)[None] for x in (query, key, value))  # (1, H, T', E)
 
     def with_distance(score: Tensor, _b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -139,7 +143,8 @@ def flex(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, alibi: A
         return score - alibi.slopes[h] * (i - j).abs()
 
     mask = _block_mask((*batch.lengths, filler) if filler else batch.lengths, query.device)
-    out = _flex_attention(query.device.type)(q, k, v, score_mod=with_distance if alibi else None, block_mask=mask)
+    attention = _flex_attention(query.device, query.dtype, *query.shape[1:], biased=alibi is not None)
+    out = attention(q, k, v, score_mod=with_distance if alibi else None, block_mask=mask)
     return out[0].transpose(0, 1)[: len(query)]
 
 
@@ -170,11 +175,22 @@ def _block_mask(lengths: tuple[int, ...], device: torch.device) -> object:
 
 
 @cache
-def _flex_attention(device_type: str) -> Callable[..., Tensor]:
+def _flex_attention(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, *, biased: bool) -> Callable[..., Tensor]:  # noqa: ARG001
+    """Return FlexAttention for tensors of one kind: each needs a compiled graph of its own, whatever the number of tokens.
+
+    torch counts graphs by the code they were made from, and after the eighth falls back, with a line in its log, to writing out all
+    scores: hundreds of gigabytes. So each kind gets a copy of the code, and one graph too many is an error (``fullgraph``).
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
-    attention: Callable[..., Tensor] = flex_attention
-    return torch.compile(attention, dynamic=True) if device_type == "cuda" else attention
+    def attention(query: Tensor, key: Tensor, value: Tensor, *, score_mod: Any, block_mask: Any) -> Any:
+        return flex_attention(query, key, value, score_mod=score_mod, block_mask=block_mask)
+
+    if device.type not in FLEX_COMPILED_ON:
+        return attention
+    copy = FunctionType(attention.__code__.replace(), attention.__globals__, closure=attention.__closure__)
+    compiled: Callable[..., Tensor] = torch.compile(copy, dynamic=True, fullgraph=True)
+    return compiled
 
 
 def _first_only(query: Tensor, batch: PackedBatch) -> bool:
