@@ -1,5 +1,6 @@
 """Models on this machine: register downloaded files, carry models to another machine, list and remove what is there."""
 
+import hashlib
 import io
 import json
 import os
@@ -14,9 +15,6 @@ from cellfm_hub._settings import settings
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles, converted_folder, readable
 from cellfm_hub.errors import CheckpointError, ChecksumError, InputError, OutputError, WeightsUnavailableError
 from cellfm_hub.registry import Entry, registry
-
-MAX_LOCK_BYTES = 2**24
-
 
 # Add
 
@@ -51,14 +49,15 @@ def add(model: str, folder: Path, *, link: bool = False) -> list[Path]:
     files = CheckpointFiles(entry, Path(folder))
     assert files.folder is not None
     found = _find_all(entry, files.folder)
-    seen = lock.read().models.get(entry.name, lock.LockedModel()).files
+    target = CheckpointFiles(entry)
+    before = lock.read().models.get(entry.name)
+    seen = (before or lock.LockedModel()).files
     for published, path in found.items():
         _compare(entry, published, path, seen.get(published))
+        _refuse_another(target.cache / published, safe_files.sha256(path), str(path))
     from cellfm_hub.api import load
 
-    target = CheckpointFiles(entry)
     placed: list[Path] = []
-    before = lock.read().models.get(entry.name)
     try:
         for published, path in found.items():
             place = target.cache / published
@@ -70,15 +69,23 @@ def add(model: str, folder: Path, *, link: bool = False) -> list[Path]:
     except BaseException:
         for place in placed:  # our own copies, made a moment ago
             place.unlink(missing_ok=True)
-        lock.forget(entry.name)
-        lock.update({} if before is None else {entry.name: before})
+        lock.restore(entry.name, before)
         raise
-    entries = {
-        published: lock.LockedFile(sha256=safe_files.sha256(path), size=path.stat().st_size, origin=f"added from {path}")
-        for published, path in found.items()
-    }
-    lock.update({entry.name: lock.LockedModel(files=entries)})
+    for published, path in found.items():
+        _record(entry, published, lock.LockedFile(sha256=safe_files.sha256(path), size=path.stat().st_size, origin=f"added from {path}"))
     return [target.cache / published for published in found]
+
+
+def _refuse_another(place: Path, sha256: str, origin: str) -> None:
+    """Raise if there is another file at the place already: what the user has is neither overwritten nor taken for the new one."""
+    if place.is_file() and (got := safe_files.sha256(place)) != sha256:
+        msg = f"{place} is here already, with SHA-256 {got}, another than {sha256} in {origin}; move it away to take the new one"
+        raise ChecksumError(msg)
+
+
+def _record(entry: Entry, published: str, file: lock.LockedFile) -> None:
+    """Write down a file that was compared with the card, else with the lock."""
+    lock.update({entry.name: lock.LockedModel(files={published: file})}, replace=entry.checkpoint.files[published].sha256 is not None)
 
 
 def _find_all(entry: Entry, folder: Path) -> dict[str, Path]:
@@ -186,7 +193,14 @@ def bundle(models: Sequence[str], out: Path) -> int:
         with settings.override(offline=True):
             members |= {f"models/{entry.name}/{published}": path for published, path in files.bring_all().items()}
     recorded = lock.read()
-    part_of_lock = lock.Lock(models={entry.name: recorded.models[entry.name] for entry in entries})
+    part_of_lock = lock.Lock(
+        models={
+            entry.name: lock.LockedModel(
+                files={path: file for path, file in recorded.models[entry.name].files.items() if f"models/{entry.name}/{path}" in members}
+            )
+            for entry in entries
+        }
+    )
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with tarfile.open(part, "w") as tar:
@@ -211,15 +225,16 @@ def bundle(models: Sequence[str], out: Path) -> int:
 def unbundle(archive: Path) -> list[str]:
     """Unpack an archive made by :func:`bundle` into the cache. What is there already is left as it is.
 
-    Every file is compared with the card, with the lock inside the archive and with the lock of this machine before it gets its name.
+    Every file is compared with the card, with the lock inside the archive and with the lock of this machine before it gets its name. The
+    lock inside the archive is a claim: only what was unpacked is recorded, and nothing that contradicts what is known here.
 
     Returns
     -------
-    The models.
+    The models of which files were unpacked.
 
     Raises
     ------
-    CheckpointFormatError
+    CheckpointError
         If the archive is damaged or not one of ours.
     ChecksumError
         If a file is not what it is said to be.
@@ -228,51 +243,96 @@ def unbundle(archive: Path) -> list[str]:
         msg = f"{archive} does not exist; expected an archive made by 'cellfm bundle'"
         raise InputError(msg)
     with safe_files.Archive(archive) as tar:
-        if lock.NAME not in tar.members or tar.members[lock.NAME][1] > MAX_LOCK_BYTES:
-            msg = f"{archive} has no {lock.NAME}; expected an archive made by 'cellfm bundle'"
-            raise CheckpointError(msg)
-        carried = lock.parse(tar.read(lock.NAME, MAX_LOCK_BYTES), f"{lock.NAME} in {archive}")
-        plan: list[tuple[str, Entry, str, lock.LockedFile]] = []
-        for name, model in carried.models.items():
-            entry = registry().find(name)
-            plan += [(f"models/{name}/{published}", entry, published, file) for published, file in model.files.items()]
-        unknown = tar.members.keys() - {member for member, *_ in plan} - {lock.NAME}
-        unlisted = [f"{entry.name}: {published}" for _, entry, published, _ in plan if published not in entry.checkpoint.files]
-        if unknown or unlisted:
-            msg = f"{archive} holds files that no model card lists ({', '.join(sorted([*unknown, *unlisted])[:5])}); nothing was unpacked."
-            msg += " Make it with the same version of cellfm-hub"
-            raise CheckpointError(msg)
-        for member, entry, published, file in plan:
-            if member in tar.members:
-                _unpack(tar, member, entry, published, file, archive)
-    lock.update(carried.models)
-    return list(carried.models)
+        claims = _claims(tar, archive)
+        for claim in claims:
+            _check_claim(claim, tar, archive)
+        for claim in claims:
+            if claim.member in tar.members:
+                _unpack(tar, claim, archive)
+        return list(dict.fromkeys(claim.entry.name for claim in claims if claim.member in tar.members))
 
 
-def _unpack(tar: safe_files.Archive, member: str, entry: Entry, published: str, file: lock.LockedFile, archive: Path) -> None:
-    if tar.members[member][1] != file.size:
-        msg = f"{archive}: {member} has {tar.members[member][1]:,} bytes, its lock says {file.size:,}; make the archive again"
+@dataclass(frozen=True)
+class _Claim:
+    """What the lock inside an archive says of one file."""
+
+    entry: Entry
+    published: str
+    file: lock.LockedFile
+
+    @property
+    def member(self) -> str:
+        return f"models/{self.entry.name}/{self.published}"
+
+
+def _claims(tar: safe_files.Archive, archive: Path) -> list[_Claim]:
+    """Read the lock inside an archive; raise unless it and the cards of this machine know every file."""
+    if lock.NAME not in tar.members or tar.members[lock.NAME][1] > lock.MAX_BYTES:
+        msg = f"{archive} has no {lock.NAME}; expected an archive made by 'cellfm bundle'"
+        raise CheckpointError(msg)
+    models = lock.parse(tar.read(lock.NAME, lock.MAX_BYTES), f"{lock.NAME} in {archive}").models
+    checkpoints = registry().checkpoints
+    if unknown := [name for name in models if name not in checkpoints or checkpoints[name].is_shipped]:
+        msg = f"{archive} holds models that no card describes here ({', '.join(sorted(unknown)[:5])}); nothing was unpacked. Install the"
+        msg += " package that adds them, or make it with the same version of cellfm-hub"
+        raise CheckpointError(msg)
+    claims = [_Claim(checkpoints[name], path, file) for name, model in models.items() for path, file in model.files.items()]
+    stray = tar.members.keys() - {claim.member for claim in claims} - {lock.NAME}
+    unlisted = [claim.member for claim in claims if claim.published not in claim.entry.checkpoint.files]
+    if stray or unlisted:
+        msg = f"{archive} holds files that no model card lists ({', '.join(sorted([*stray, *unlisted])[:5])}); nothing was unpacked."
+        msg += " Make it with the same version of cellfm-hub"
+        raise CheckpointError(msg)
+    if lacking := [name for name in models if not any(c.member in tar.members for c in claims if c.entry.name == name)]:
+        msg = f"{archive} names {', '.join(sorted(lacking)[:5])} but holds no file of it; nothing was unpacked or recorded. Carry the whole"
+        msg += " archive over, or make it again with 'cellfm bundle'"
+        raise CheckpointError(msg)
+    return claims
+
+
+def _check_claim(claim: _Claim, tar: safe_files.Archive, archive: Path) -> None:
+    """Raise if the card or the lock of this machine says otherwise, or if the archive contradicts itself."""
+    published, name, claimed = claim.published, claim.entry.name, claim.file
+    by_card = claim.entry.checkpoint.files[published].sha256
+    seen = lock.read().models.get(name, lock.LockedModel()).files.get(published)
+    expected = by_card or (seen.sha256 if seen else None)
+    if expected is not None and expected != claimed.sha256:
+        where = "the model card lists" if by_card else f"{lock.path()} recorded"
+        msg = f"{archive} says that {published} of {name} has SHA-256 {claimed.sha256}, but {where} {expected}; nothing was unpacked."
+        msg += f" Make the archive again; if its file is the right one, 'cellfm cache --delete {name}' first forgets the other"
         raise ChecksumError(msg)
+    if claim.member in tar.members and tar.members[claim.member][1] != claimed.size:
+        msg = (
+            f"{archive}: {claim.member} has {tar.members[claim.member][1]:,} bytes, its lock says {claimed.size:,}; make the archive again"
+        )
+        raise ChecksumError(msg)
+
+
+def _unpack(tar: safe_files.Archive, claim: _Claim, archive: Path) -> None:
+    """Unpack one file and record it, or leave the same one that is here."""
+    entry, published, file = claim.entry, claim.published, claim.file
     place = CheckpointFiles(entry).cache / published
-    if place.is_file():
-        if safe_files.sha256(place) == file.sha256:
-            return
-        msg = f"{place} is here already, with another SHA-256 than in {archive}; move it away to take the one of the archive"
-        raise ChecksumError(msg)
-    unchecked = place.with_name(f".{place.name}.{os.getpid()}.unchecked")
+    unchecked = place.with_name(f".{place.name}.unchecked")
     try:
-        tar.copy(member, unchecked)
-        if safe_files.sha256(unchecked) != file.sha256:
-            msg = f"{archive}: {member} is not what its lock says; the archive was damaged on its way, carry it over again"
-            raise ChecksumError(msg)
-        seen = lock.read().models.get(entry.name, lock.LockedModel()).files.get(published)
-        _compare(entry, published, unchecked, seen)
-        unchecked.replace(place)
+        # Where an earlier attempt was killed, its half file is overwritten.
+        with lock.exclusive(hashlib.sha256(str(place).encode()).hexdigest()[:16]):
+            _refuse_another(place, file.sha256, str(archive))
+            if not place.is_file():
+                try:
+                    tar.unpack(claim.member, unchecked)
+                    if safe_files.sha256(unchecked, fresh=True) != file.sha256:
+                        msg = (
+                            f"{archive}: {claim.member} is not what its lock says; the archive was damaged on its way, carry it over again"
+                        )
+                        raise ChecksumError(msg)
+                    _compare(entry, published, unchecked, None)
+                    unchecked.replace(place)
+                finally:
+                    unchecked.unlink(missing_ok=True)
+            _record(entry, published, file)
     except OSError as error:
         msg = f"{place} cannot be written ({error.strerror}); set CELLFM_CACHE to a folder of yours with {readable(file.size)} free"
         raise OutputError(msg) from error
-    finally:
-        unchecked.unlink(missing_ok=True)
 
 
 # List and remove

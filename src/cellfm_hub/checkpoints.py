@@ -318,7 +318,7 @@ class CheckpointFiles:
         if seen is None or seen.sha256 != got or origin is not None:
             known = origin or (seen.origin if seen else self._origin_of(path, published))
             entry = lock.LockedFile(sha256=got, size=size, origin=known)
-            lock.update({self.lock_name: lock.LockedModel(files={published: entry})})
+            lock.update({self.lock_name: lock.LockedModel(files={published: entry})}, replace=by_card and file.sha256 == got)
         return path
 
     def _is_elsewhere(self, published: str) -> bool:

@@ -5,6 +5,7 @@ a project; ``cellfm bundle`` puts the models' part of it into the archive.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cellfm_hub import safe_files
 from cellfm_hub._settings import settings
 from cellfm_hub.cards import PublishedPath, Sha256
-from cellfm_hub.errors import CheckpointFormatError
+from cellfm_hub.errors import CheckpointFormatError, ChecksumError
+
+logger = logging.getLogger("cellfm_hub")
+
+
+VERSION = 1
+"""Of the layout of the file."""
+
+MAX_BYTES = 2**24
+"""Of the file: a hundred thousand entries."""
 
 
 class _Strict(BaseModel):
@@ -41,11 +51,17 @@ class LockedModel(_Strict):
 class Lock(_Strict):
     """The whole file."""
 
-    version: int = 1
+    version: int = VERSION
     models: dict[str, LockedModel] = Field(default_factory=dict)
     """Name, or ``name@revision`` where the user asked for another revision than the card's."""
     converted: dict[Sha256, LockedFile] = Field(default_factory=dict)
     """Hash of a published file -> the safetensors or JSON copy that was made of it."""
+
+
+class _Version(BaseModel):
+    """What can be read of a lock file of any version."""
+
+    version: int = VERSION
 
 
 NAME = "cellfm.lock"
@@ -65,20 +81,34 @@ def parse(content: bytes, origin: str) -> Lock:
         If they are none.
     """
     try:
-        return Lock.model_validate_json(content)
+        version = _Version.model_validate_json(content).version
+        lock = Lock.model_validate_json(content) if version <= VERSION else None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
-        msg = f"{origin} is not a lock file of cellfm ({place}: {first['msg']}); move it away, hashes are then recorded anew"
+        msg = f"{origin} is not a lock file of cellfm ({place}: {first['msg']}); restore it from a copy, or move it away: hashes are then"
+        msg += " recorded anew, from the files as they are now"
         raise CheckpointFormatError(msg) from error
+    if lock is None:
+        msg = f"{origin} has version {version}, this cellfm-hub knows versions up to {VERSION}; it was written by a newer cellfm-hub,"
+        msg += " install that one"
+        raise CheckpointFormatError(msg)
+    return lock
 
 
 def read() -> Lock:
     """Read the lock file; an empty one where there is none."""
     try:
-        content = path().read_bytes()
+        with path().open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return Lock()
+    except OSError as error:
+        msg = f"{path()} cannot be read ({error.strerror}), so that no file can be compared with what was seen first; make it readable"
+        raise CheckpointFormatError(msg) from error
+    if len(content) > MAX_BYTES:
+        msg = f"{path()} has more than {MAX_BYTES:,} bytes and is not a lock file of cellfm; restore it from a copy, or move it away"
+        raise CheckpointFormatError(msg)
     return parse(content, str(path()))
 
 
@@ -91,34 +121,82 @@ def exclusive(name: str) -> AbstractContextManager[object]:
     return WeakFileLock(folder / f"{name}.lock")
 
 
-def update(models: Mapping[str, LockedModel], converted: Mapping[str, LockedFile] | None = None) -> bool:
-    """Add entries; those of the same model are merged, newer ones win.
+def update(models: Mapping[str, LockedModel], converted: Mapping[str, LockedFile] | None = None, *, replace: bool = False) -> bool:
+    """Add entries; those of the same model are merged.
+
+    Parameters
+    ----------
+    models
+        Name -> files that were used.
+    converted
+        Hash of a published file -> the copy that was made of it. A copy made anew takes the place of the old one.
+    replace
+        Something that knows better than the lock vouches for these files: the card, or the user's word. Only then another hash takes the
+        place of a recorded one, and that is said.
 
     Returns
     -------
     Whether they are in the file now; a cache that cannot be written is no error.
+
+    Raises
+    ------
+    ChecksumError
+        If another hash is recorded for one of the files; nothing is then recorded.
     """
     try:
-        if _merged(read(), models, converted or {}) == read():
+        before = read()
+        if _merged(before, models, converted or {}, replace=replace) == before:
             return True
         with exclusive("cellfm-lock"):
-            merged = _merged(read(), models, converted or {})
-            safe_files.write_atomically(path(), (json.dumps(merged.model_dump(), indent=1, sort_keys=True) + "\n").encode())
+            before = read()  # another process may have written meanwhile
+            merged = _merged(before, models, converted or {}, replace=replace)
+            _write(merged)
     except OSError:
         return False
+    for name, published, old, new in _changed(before, models):
+        logger.warning("%s: %s of %s was recorded with SHA-256 %s, from now on it is %s", path(), published, name, old, new)
     return True
 
 
+def restore(model: str, entry: LockedModel | None) -> None:
+    """Let the record of a model be what it was before; ``None``: there was none."""
+    with exclusive("cellfm-lock"):
+        lock = read()
+        models = {name: other for name, other in lock.models.items() if name != model}
+        _write(lock.model_copy(update={"models": models if entry is None else models | {model: entry}}))
+
+
 def forget(model: str) -> None:
-    """Drop what is recorded of a model."""
+    """Drop what is recorded of a model, in all its revisions."""
     with exclusive("cellfm-lock"):
         lock = read()
         kept = {name: entry for name, entry in lock.models.items() if name != model and not name.startswith(f"{model}@")}
-        content = lock.model_copy(update={"models": kept}).model_dump()
-        safe_files.write_atomically(path(), (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        _write(lock.model_copy(update={"models": kept}))
 
 
-def _merged(lock: Lock, models: Mapping[str, LockedModel], converted: Mapping[str, LockedFile]) -> Lock:
+def _write(lock: Lock) -> None:
+    safe_files.write_atomically(path(), (json.dumps(lock.model_dump(), indent=1, sort_keys=True) + "\n").encode())
+
+
+def _changed(lock: Lock, models: Mapping[str, LockedModel]) -> list[tuple[str, str, str, str]]:
+    """Return model, published path, recorded and new hash of the files that are recorded otherwise."""
+    return [
+        (name, published, lock.models[name].files[published].sha256, file.sha256)
+        for name, model in models.items()
+        for published, file in model.files.items()
+        if name in lock.models and published in lock.models[name].files and lock.models[name].files[published].sha256 != file.sha256
+    ]
+
+
+def _merged(lock: Lock, models: Mapping[str, LockedModel], converted: Mapping[str, LockedFile], *, replace: bool) -> Lock:
+    changed = _changed(lock, models)
+    if changed and not replace:
+        name, published, recorded, came = changed[0]
+        msg = f"{published} of {name} came with SHA-256 {came}, but {path()} recorded {recorded} when it was first used."
+        msg += (
+            f" If the new file is the right one, 'cellfm cache --delete {name.partition('@')[0]}' forgets the old one, then bring it again"
+        )
+        raise ChecksumError(msg)
     out = dict(lock.models)
     for name, new in models.items():
         old = out.get(name, LockedModel())

@@ -522,21 +522,26 @@ class Archive:
 
     def copy(self, name: str, target: Path) -> None:
         """Write one file, under its own name when it is whole."""
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            self.unpack(name, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def unpack(self, name: str, target: Path) -> None:
+        """Write one file to a place that nobody takes for the file before it is whole."""
+        target.parent.mkdir(parents=True, exist_ok=True)
         size = self.members[name][1]
         try:
-            with closing(self._open(name)) as source, part.open("wb") as file:
+            with closing(self._open(name)) as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, 2**20)
-            if part.stat().st_size != size:
-                msg = f"{self._path}: {name} is cut short, {part.stat().st_size:,} of {size:,} bytes; fetch the archive again"
-                raise CheckpointFormatError(msg)
-            part.replace(target)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
             msg = f"{self._path}: {name} cannot be unpacked ({error}); the archive may be cut short, fetch it again"
             raise CheckpointFormatError(msg) from error
-        finally:
-            part.unlink(missing_ok=True)
+        if target.stat().st_size != size:
+            msg = f"{self._path}: {name} is cut short, {target.stat().st_size:,} of {size:,} bytes; fetch the archive again"
+            raise CheckpointFormatError(msg)
 
     def _open(self, name: str) -> IO[bytes]:
         member = self.members[name][0]

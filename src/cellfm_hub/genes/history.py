@@ -38,8 +38,8 @@ def fetch_history(*, renew: bool = False) -> Path:
         If what came is no table of genes.
     """
     target = (settings.genes_dir or settings.cache_dir / "genes") / FILE
+    recorded = lock.read().models.get(_LOCKED, lock.LockedModel()).files.get(FILE)
     if target.is_file() and not renew:
-        recorded = lock.read().models.get(_LOCKED, lock.LockedModel()).files.get(FILE)
         if recorded is not None and recorded.sha256 != safe_files.sha256(target):
             msg = (
                 f"{target} is not the file that was fetched from {recorded.origin}; fetch it again with renew=True ('cellfm genes --renew')"
@@ -62,9 +62,14 @@ def fetch_history(*, renew: bool = False) -> Path:
     except InputError:
         fetched.unlink()
         raise
+    entry = lock.LockedFile(sha256=safe_files.sha256(fetched, fresh=True), size=fetched.stat().st_size, origin=HGNC_URL)
+    if recorded is not None and recorded.sha256 != entry.sha256 and not renew:
+        fetched.unlink()
+        msg = f"{target} is gone, and the table that {HGNC_URL} holds now is another: SHA-256 {entry.sha256}, recorded {recorded.sha256};"
+        msg += " put the old one back, or take the new one with renew=True ('cellfm genes --renew')"
+        raise ChecksumError(msg)
     fetched.replace(target)
-    entry = lock.LockedFile(sha256=safe_files.sha256(target, fresh=True), size=target.stat().st_size, origin=HGNC_URL)
-    lock.update({_LOCKED: lock.LockedModel(licence="CC0-1.0", files={FILE: entry})})
+    lock.update({_LOCKED: lock.LockedModel(licence="CC0-1.0", files={FILE: entry})}, replace=renew)
     return target
 
 
