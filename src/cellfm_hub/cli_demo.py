@@ -14,7 +14,9 @@ def demo(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Result; the picture goes beside it.", show_default="demo.h5ad or demo_dna.h5ad")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing result.")] = True,
+    overwrite: Annotated[
+        bool | None, typer.Option(help="Replace existing files.", show_default="only those that the demo wrote itself")
+    ] = None,
 ) -> None:
     """Embed 700 real blood cells with the built-in demo-cell and with pca, offline, and draw both."""
     from cellfm_hub import sinks
@@ -25,8 +27,10 @@ def demo(
         message = f"{out}: the demo writes an .h5ad file; give a name that ends in .h5ad"
         raise OutputError(message)
     picture = out.with_suffix(".png")
+    if overwrite is None:
+        overwrite = out.exists() and _is_demo(out)
     if picture.exists() and not overwrite:
-        message = f"{picture} exists; choose another name with -o"
+        message = f"{picture} exists; pass --overwrite to replace it, or choose another name with -o"
         raise OutputError(message)
     sinks.check_output(out, source=Path("demo data"), keys=[], overwrite=overwrite)
     from cellfm_hub.demo import run_demo
@@ -49,6 +53,19 @@ def demo(
     typer.echo("then 'cellfm models' for the published models; demo-cell and demo-dna are for trying and teaching, not for science")
 
 
+def _is_demo(out: Path) -> bool:
+    """Whether the demo wrote a file."""
+    import h5py
+
+    from cellfm_hub.demo import CELL_MODELS, DNA_MODELS
+
+    if not h5py.is_hdf5(out):
+        return False
+    with h5py.File(out, "r") as file:
+        receipts = set(file.get("uns/cellfm", ()))
+    return any(receipts == {f"X_{model}" for model in models} for models in (CELL_MODELS, DNA_MODELS))
+
+
 def plot(
     data: Annotated[Path, typer.Argument(help="Result of 'cellfm embed': .h5ad or .zarr.", show_default=False)],
     key: Annotated[
@@ -60,10 +77,15 @@ def plot(
     max_cells: Annotated[int, typer.Option(min=15, help="Of more cells that many are drawn at random.")] = 100_000,
     point_size: Annotated[float | None, typer.Option(help="Area of a point, square points.", show_default="by number of cells")] = None,
     seed: Annotated[int, typer.Option(help="For the draw and the layout.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
 ) -> None:
     """Draw the UMAPs of embeddings side by side."""
     from cellfm_hub import pl
+    from cellfm_hub.errors import OutputError
 
+    if out.exists() and not overwrite:
+        message = f"{out} exists; pass --overwrite to replace it, or choose another name with -o"
+        raise OutputError(message)
     pl.umap(data, key or None, color=color, out=out, max_cells=max_cells, point_size=point_size, seed=seed)
     typer.echo(f"wrote {out}")
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import pandas as pd
 
 from cellfm_hub.blocks import Vectors
 from cellfm_hub.errors import OutputError
+from cellfm_hub.jobs import beside
 from cellfm_hub.jobs.durable import sync, sync_folder
 from cellfm_hub.jobs.in_place import changing, hdf5_file
 
@@ -32,7 +33,9 @@ MOST_CONTENT_IN_PARQUET = 1_000_000
 reader, too long."""
 
 
-def check_output(out: Path, *, source: Path, keys: Sequence[str], overwrite: bool, per_token: bool = False) -> None:
+def check_output(
+    out: Path, *, source: Path, keys: Sequence[str], overwrite: bool, per_token: bool = False, columns: Sequence[str] = ()
+) -> None:
     """Raise before any work is done if a result could not be written.
 
     Parameters
@@ -47,6 +50,8 @@ def check_output(out: Path, *, source: Path, keys: Sequence[str], overwrite: boo
         Whether an existing result may be replaced.
     per_token
         Whether the result has one vector per token, which only a table can hold.
+    columns
+        Columns that are added to ``obs``.
 
     Raises
     ------
@@ -84,12 +89,22 @@ def check_output(out: Path, *, source: Path, keys: Sequence[str], overwrite: boo
             msg = f"{out} is the input; only an .h5ad file can take the result in place, choose another name with -o"
             raise OutputError(msg)
         with h5py.File(out, "r") as file:
-            if (there := [key for key in keys if key in file.get("obsm", ())]) and not overwrite:
-                msg = f"{out} already has obsm[{there[0]!r}]; pass --overwrite to replace it, or another name with --key-added"
+            there = [f"obsm[{key!r}]" for key in keys if key in file.get("obsm", ())]
+            there += [f"obs[{column!r}]" for column in columns if column in file.get("obs", ())]
+            if there and not overwrite:
+                msg = f"{out} already has {there[0]}; pass --overwrite to replace it, or another name with --key-added"
                 raise OutputError(msg)
     elif out.exists() and not overwrite:
         msg = f"{out} exists; pass --overwrite to replace it, or choose another name with -o"
         raise OutputError(msg)
+    elif out.is_dir() and not _is_result(out):
+        msg = f"{out} is a folder, but not a result of cellfm, and is not replaced; move it away, or choose another name with -o"
+        raise OutputError(msg)
+    elif out.suffix == ".zarr" and out.exists() and not out.is_dir():
+        msg = f"{out} is a file, a .zarr result is a folder; move it away, or choose another name with -o"
+        raise OutputError(msg)
+    if out.suffix == ".npy":
+        beside.refuse_foreign(out)
 
 
 def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
@@ -145,9 +160,13 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
         elif out.suffix == ".parquet":
             _write_parquet(growing, result)
         else:
-            _write_npy(growing, out, result)
+            _write_npy(growing, result)
         _sync(growing)
-        _replace(growing, out)
+        if out.suffix == ".npy":
+            beside.appear(growing, out, result.beside())
+        else:
+            _replace(growing, out)
+        sync_folder(out.parent)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -160,6 +179,19 @@ def _is_legacy(source: Path) -> bool:
         return False
     with h5py.File(source, "r") as file:
         return isinstance(file.get("obs"), h5py.Dataset)
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether a folder is a store with vectors and nothing else, as :func:`write` makes it: not one with data of the user's."""
+    import zarr
+
+    try:
+        store: Any = zarr.open_group(str(folder), mode="r")
+        matrices = [store[name] for name in ("X", "raw") if name in store]  # what is absent may stand there as nothing
+        empty = all(matrix.attrs.get("encoding-type") == "null" for matrix in matrices) and not list(store["layers"])
+        return empty and "uns/cellfm" in store
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def same_file(out: Path, source: Path) -> bool:
@@ -285,34 +317,25 @@ def _vector_tables(result: "Finished") -> Iterator[Any]:
         start += len(names)
 
 
-def _write_npy(growing: Path, out: Path, result: "Finished") -> None:
+def _write_npy(growing: Path, result: "Finished") -> None:
     model = result.models[0]
-    beside: Mapping[str, Path] = {
-        suffix: growing.with_suffix(suffix) for suffix in (".ids.txt", ".receipt.json", ".rows.npz", ".qc.parquet")
-    }
-    with beside[".ids.txt"].open("w", encoding="utf-8") as file:
+    with growing.with_suffix(beside.IDS).open("w", encoding="utf-8") as file:
         for names in result.names():
             file.writelines(f"{name}\n" for name in names)
-    beside[".receipt.json"].write_text(json.dumps(model.receipt, indent=1), encoding="utf-8")
-    about = _rows_of(result, 0)
-    if about is None:
-        out.with_suffix(".rows.npz").unlink(missing_ok=True)
-    else:
-        with beside[".rows.npz"].open("wb") as binary:
+    growing.with_suffix(beside.RECEIPT).write_text(json.dumps(model.receipt, indent=1), encoding="utf-8")
+    if about := _rows_of(result, 0):
+        with growing.with_suffix(beside.ROWS).open("wb") as binary:
             np.savez(binary, **about)
-    out.with_suffix(".qc.parquet").unlink(missing_ok=True)
     if columns := result.qc_columns():
         index = pd.Index([name for names in result.names() for name in names], name="id")
-        pd.DataFrame(columns, index=index).to_parquet(beside[".qc.parquet"])
+        pd.DataFrame(columns, index=index).to_parquet(growing.with_suffix(beside.QC))
     with growing.open("wb") as binary:
         header = {"descr": "<f4", "fortran_order": False, "shape": (result.rows, model.width)}
         np.lib.format.write_array_header_1_0(binary, header)
         for piece in result.vectors(0):
             binary.write(np.ascontiguousarray(piece, dtype="<f4").data)
-    for suffix, path in beside.items():
-        if path.exists():
-            _sync(path)
-            path.replace(out.with_suffix(suffix))
+    for suffix in result.beside():
+        _sync(growing.with_suffix(suffix))
 
 
 # Names and disks
@@ -331,7 +354,6 @@ def _replace(growing: Path, out: Path) -> None:
         _remove(aside)
         out.rename(aside)
     growing.replace(out)
-    sync_folder(out.parent)
 
 
 def _remove(path: Path) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cellfm_hub.blocks import Vectors
 from cellfm_hub.errors import InputError
+from cellfm_hub.jobs import beside
 from cellfm_hub.jobs import parts as files
 from cellfm_hub.jobs.content import Content
 from cellfm_hub.jobs.journal import Part
@@ -53,6 +54,8 @@ class Finished:
         self.qc: bool = header["qc"]
         """Whether what the models saw of each cell is to be written too."""
         self.models = [self._model(header, i) for i in range(len(header["models"]))]
+        if header["out"] == ".npy":
+            self.models[0].receipt["beside"] = " ".join(self.beside())
 
     def _model(self, header: Mapping[str, Any], place: int) -> Model:
         about = header["models"][place]
@@ -156,6 +159,12 @@ class Finished:
     def qc_columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns that ``qc`` adds to ``obs``, for all models; none where it was not asked for."""
         return {f"{model.key}_{name}": column for model in self.models for name, column in model.tally.cells.columns().items() if self.qc}
+
+    def beside(self) -> list[str]:
+        """Return the suffixes of the files that an ``.npy`` of the vectors has beside it."""
+        hashed = 0 not in self._fitted and any(files.read_content(folder / part.file, 0) is not None for folder, part in self._parts[:1])
+        always = [beside.IDS, beside.RECEIPT]
+        return always + [beside.ROWS] * hashed + [beside.QC] * bool(self.qc_columns())
 
     def tables(self) -> Iterator[Any]:
         """Give one vector per token, as arrow tables."""

@@ -13,8 +13,10 @@ part; a line cut short by a crash means nothing, and its part is computed again.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +27,9 @@ from cellfm_hub.errors import OutputError
 from cellfm_hub.jobs.durable import sync, sync_folder
 
 NAME = "journal.jsonl"
+
+_OURS = re.compile(r"lock|journal\.jsonl|redo\.npz.*|(part|fitted|known|result|replaced)\b.*")
+"""Names of all that is ever put into a work folder; what else is there is somebody else's and is left alone."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,14 @@ class Journal:
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(exist_ok=True)
+            self._refuse_foreign()
             self._lock.acquire()
         except Timeout as error:
             msg = f"{self.folder} is in use: another process writes the same result; wait for it, or choose another name with -o"
             raise OutputError(msg) from error
         except OSError as error:
+            if isinstance(error, OutputError):
+                raise
             msg = f"{self.folder} cannot be written: {error.strerror or error}; choose another place with -o"
             raise OutputError(msg) from error
         self._read()
@@ -87,10 +95,10 @@ class Journal:
         return sum(part.rows for part in self.parts.values())
 
     def begin(self, header: dict[str, Any], *, keep: Collection[str] = ()) -> None:
-        """Start anew; of the files in the folder only those to `keep` stay."""
-        for path in self.folder.iterdir():
+        """Start anew; of our files in the folder only those to `keep` stay."""
+        for path in self._ours():
             if path.name not in ("lock", *keep):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
         self.header, self.parts, self.fitted, self.facts = header, {}, {}, {}
         self._append({"run": header})
         sync_folder(self.folder)
@@ -132,9 +140,23 @@ class Journal:
         self.fitted.pop(part.number, None)
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it, the journal first: without it the rest means nothing."""
-        (self.folder / NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove what is ours in the folder, the journal first: without it the rest means nothing; and the folder, if it is then empty."""
+        with suppress(OSError):  # what cannot be removed stays, and the next run begins anew
+            (self.folder / NAME).unlink(missing_ok=True)
+            for path in self._ours():
+                _remove(path)
+            self.folder.rmdir()
+
+    def _ours(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]
+
+    def _refuse_foreign(self) -> None:
+        """See that the folder is one of ours, or empty."""
+        foreign = sorted(path.name for path in self.folder.iterdir() if not _OURS.fullmatch(path.name))
+        if foreign and not (self.folder / NAME).exists():
+            msg = f"{self.folder} is where finished rows would be kept, but is a folder of something else (with {foreign[0]!r});"
+            msg += " move it away, or choose another name with -o"
+            raise OutputError(msg)
 
     def _append(self, line: dict[str, Any]) -> None:
         with (self.folder / NAME).open("ab") as file:
@@ -180,6 +202,13 @@ class Journal:
             self.fitted.pop(value, None)
         else:
             self.facts |= value
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def work_folder(out: Path, shard: tuple[int, int] | None = None) -> Path:

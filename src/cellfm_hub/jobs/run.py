@@ -20,6 +20,7 @@ from cellfm_hub.jobs.journal import Journal, Part, work_folder
 from cellfm_hub.jobs.parts import sha256
 from cellfm_hub.jobs.stored import Stored, read_stored
 from cellfm_hub.jobs.workers import Workers, open_workers
+from cellfm_hub.qc import COLUMNS
 from cellfm_hub.receipt import Receipt, versions
 from cellfm_hub.registry import registry
 from cellfm_hub.request import EncodeOptions, Level, OnEmpty
@@ -208,7 +209,7 @@ def embed_file(
         ),
         part_rows=part_rows or PART_ROWS,
         folder=work_folder(out, shard),
-        update=update and out.exists(),
+        update=update,
         qc=qc,
     )
     run = Run(spec, out, resume=resume, overwrite=overwrite, shard=shard, devices=choose_devices(device), progress=progress)
@@ -279,10 +280,11 @@ class Run:
         """Do what is not done yet."""
         self._check_output(overwrite=True)  # the place; whether something is there comes later
         with Journal(self.spec.folder) as journal:
-            if (self.spec.folder / REDO).exists():
+            written = (self.spec.folder / REDO).exists()
+            if written:
                 in_place.redo(self.out, self.spec.folder / REDO)
-                if self.resume and journal.header is not None:
-                    return self._end(journal)
+            if not self.out.exists() and not (self.resume and journal.header is not None and journal.header["update"]):
+                self.spec = replace(self.spec, update=False)  # all is new
             if journal.header is not None:
                 self._look_at_leftovers(journal, part_rows_given=part_rows_given)
             there = self.out.exists() and self.shard is None
@@ -292,6 +294,9 @@ class Run:
                 self._check_output(overwrite=replacing or self.shard is not None)
             with self._computing() as computing:
                 header = self._header(computing)
+                if written and journal.header is not None:
+                    self._require_same(journal.header, header)
+                    return self._end(journal)
                 if self.resume and journal.header is None and there and not replacing:
                     complete = self._complete(header)
                     if complete is not None:
@@ -308,7 +313,8 @@ class Run:
     # Before
 
     def _check_output(self, *, overwrite: bool) -> None:
-        sinks.check_output(self.out, source=self.spec.data, keys=self.keys, overwrite=overwrite, per_token=self.per_token)
+        columns = [f"{key}_{name}" for key in self.keys for name in COLUMNS] if self.spec.qc else []
+        sinks.check_output(self.out, source=self.spec.data, keys=self.keys, overwrite=overwrite, per_token=self.per_token, columns=columns)
 
     def _look_at_leftovers(self, journal: Journal, *, part_rows_given: bool) -> None:
         """Decide what becomes of an interrupted run."""
@@ -386,10 +392,7 @@ class Run:
             keep = [path.name for path in self.spec.folder.glob("known-*.npy")] if self.spec.update else []
             journal.begin(header, keep=keep)
             return self._pending(journal, {})
-        if wrong := differences(journal.header, header):
-            msg = f"the interrupted run in {self.spec.folder} was another one: {'; '.join(wrong[:3])};"
-            msg += " give the same options to go on with it, or pass --overwrite to begin anew"
-            raise OutputError(msg)
+        self._require_same(journal.header, header)
         before = Fingerprint(**journal.header["input"])
         broken = bool(journal.facts.get("broken"))
         changed = not before.same_content(self.input) or journal.header["rows"] != header["rows"]
@@ -418,6 +421,13 @@ class Run:
         check = {n: Wanted(n, part.content, not compare) for n, part in journal.parts.items()} if doubtful else {}
         logger.info("%d of %s rows are finished already", journal.rows, header["rows"] or "?")
         return self._pending(journal, check)
+
+    def _require_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """See that the run to be resumed is the one that is asked for."""
+        if wrong := differences(before, now):
+            msg = f"the interrupted run in {self.spec.folder} was another one: {'; '.join(wrong[:3])};"
+            msg += " give the same options to go on with it, or pass --overwrite to begin anew"
+            raise OutputError(msg)
 
     def _keep_known(self, header: Mapping[str, Any]) -> None:
         for place, model in enumerate(header["models"]):
@@ -517,11 +527,22 @@ class Run:
                 kept = self.out.with_name(f"{self.out.stem}.partial{self.out.suffix}")
                 parts = _from_the_first(journal.parts)
                 if parts:
-                    sinks.write(kept, self._finished(journal, parts), source=self.spec.data, folder=self.spec.folder)
-                    message += f"; the {sum(part.rows for part in parts):,} rows before that place stand in {kept}"
+                    message += self._keep_partial(journal, parts, kept)
         message += f"; {journal.rows:,} rows are finished and kept: when this is mended, the same command with --resume goes on"
         message += ", with --overwrite it begins anew"
         return type(error)(message)
+
+    def _keep_partial(self, journal: Journal, parts: Sequence[Part], kept: Path) -> str:
+        """Write the rows before the place where the input breaks off; say where they are, or why not."""
+        rows = f"{sum(part.rows for part in parts):,} rows before that place"
+        try:
+            ours = journal.facts.get("partial") == kept.name
+            sinks.check_output(kept, source=self.spec.data, keys=self.keys, overwrite=ours, per_token=self.per_token)
+        except OutputError:
+            return f"; the {rows} are not written by themselves, because {kept} or a file beside it exists"
+        journal.note(partial=kept.name)
+        sinks.write(kept, self._finished(journal, parts), source=self.spec.data, folder=self.spec.folder)
+        return f"; the {rows} stand in {kept}"
 
     # After
 
