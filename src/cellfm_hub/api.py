@@ -21,6 +21,7 @@ from cellfm_hub.registry import registry
 from cellfm_hub.request import EncodeOptions, OnEmpty
 from cellfm_hub.sequences import Long
 from cellfm_hub.sources.genome import WINDOW
+from cellfm_hub.suitability import check_origin, check_suits
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -139,9 +140,7 @@ def _open(
     name = entry.family if checkpoint is not None and is_family else entry.name
     adapter_class = entry.adapter_class()
     parsed = adapter_class.options.parse(options, entry.name)
-    if entry.checkpoint.source is None and (checkpoint is not None or revision is not None):
-        msg = f"{entry.name} has no weights; leave out checkpoint and revision"
-        raise InputError(msg)
+    check_origin(entry, checkpoint, revision)
     files = CheckpointFiles(entry, None if checkpoint is None else Path(checkpoint), revision)
     files.check_use()
     return Embedder(
@@ -263,16 +262,7 @@ def embed(
     if not is_anndata and (copy or key_added is not None or qc):
         msg = f"copy, key_added and qc are for AnnData objects; for {type(data).__name__} the vectors are returned, leave them out"
         raise InputError(msg)
-    embedder = load(
-        model,
-        device=device,
-        precision=precision,
-        checkpoint=checkpoint,
-        revision=revision,
-        options=options,
-    )
-    result = embedder.run(
-        data,
+    encode = EncodeOptions(
         batch_tokens=batch_tokens,
         seed=seed,
         layer=layer,
@@ -289,6 +279,16 @@ def embed(
         genome=genome,
         window=window,
     )
+    check_suits(data, model, registry().find(model), **encode)
+    embedder = load(
+        model,
+        device=device,
+        precision=precision,
+        checkpoint=checkpoint,
+        revision=revision,
+        options=options,
+    )
+    result = embedder.run(data, **encode)
     if not is_anndata:
         return result.values
     target = data.copy() if copy else data

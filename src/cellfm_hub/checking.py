@@ -31,11 +31,12 @@ from cellfm_hub.qc import row_sums
 from cellfm_hub.reading import CellInput, Input, SequenceInput, Task
 from cellfm_hub.receipt import Tally
 from cellfm_hub.registry import Entry, registry
+from cellfm_hub.request import check_modality
 from cellfm_hub.sequences import BaseCounts, Long, clean
 from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
 from cellfm_hub.sources.counts import MatrixValues, describe_matrices
 from cellfm_hub.sources.genome import WINDOW
-from cellfm_hub.sources.sequences import sequence_blocks
+from cellfm_hub.sources.sequences import check_places, sequence_blocks
 from cellfm_hub.sources.some_rows import spread, take_rows
 
 ALL_CELLS_UP_TO, STRETCHES, STRETCH = 20_000, 32, 256
@@ -316,6 +317,11 @@ def check(
         raise InputError(msg)
     own = [{o: of_model(o, value, name, names, several=not isinstance(model, str)) for o, value in given.items()} for name in names]
     modality = _modality(data, [registry().find(name) for name in names])
+    check_modality(
+        f"data that hold {modality}s", modality, layer=layer, gene_ids=gene_ids, species=species, long=long, genome=genome, window=window
+    )
+    if modality == "sequence":
+        check_places(data, genome, window)
     names = names or [name for name, e in registry().checkpoints.items() if e.checkpoint.default and e.modality == modality]
     of_all = _Asked(layer, gene_ids, species, choose_device(device), precision, long, genome, window)
     drafts = [_Draft(name, replace(of_all, **own[i]) if own else of_all) for i, name in enumerate(names)]

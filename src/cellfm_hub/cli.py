@@ -59,11 +59,11 @@ _show_traceback = False
 
 
 def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors that the hub raises on purpose into one line and exit code 1."""
+    """Turn errors that the hub raises on purpose into one line and exit code 1, or 2 where the command was not meant so."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from cellfm_hub.errors import CellFMError
+        from cellfm_hub.errors import CellFMError, UsageError
 
         try:
             command(*args, **kwargs)
@@ -71,7 +71,7 @@ def _one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
             if _show_traceback:
                 raise
             typer.echo(f"cellfm: error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
         except KeyboardInterrupt as stop:
             typer.echo(f"cellfm: interrupted{f'; {stop}' if str(stop) else ''}", err=True)
             raise typer.Exit(130) from None
@@ -203,6 +203,7 @@ def embed(
     _require_data(data, modality)
     per_token = level in (Level.gene, Level.token, Level.base)
     suffix = ".h5ad" if len(model) > 1 or (modality == "cell" and not per_token) else ".parquet"
+    _check_place(data, out, in_place=in_place)
     out = data if in_place else out or _default_output(data, "+".join(model), suffix)
 
     from cellfm_hub.jobs.run import embed_file
@@ -283,6 +284,20 @@ def merge(
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     for summary in merge(out, overwrite=overwrite, keep=keep):
         _say(summary, registry().find(str(summary.receipt["family"])).modality)
+
+
+def _check_place(data: Path, out: Path | None, *, in_place: bool) -> None:
+    """See that the input is changed only where that was said: however ``-o`` spells its name, and through links too."""
+    from cellfm_hub.errors import UsageError
+    from cellfm_hub.sinks import same_file
+
+    if out is None or same_file(out, data) == in_place:
+        return
+    if in_place:
+        message = f"--in-place adds the result to {data} itself, -o {out} is another file; leave out one of them"
+    else:
+        message = f"-o {out} is the input itself; pass --in-place to add the result to it, or choose another name with -o"
+    raise UsageError(message)
 
 
 def _require_data(data: Path, modality: str) -> None:

@@ -30,16 +30,15 @@ class Long(StrEnum):  # noqa: D101
 
 def by_model(values: list[str] | None, models: list[str], option: str) -> dict[str, str]:
     """Read ``value``, or ``model=value``, which it must be with several models."""
-    found = {}
+    found: dict[str, str] = {}
     for text in values or []:
         name, equals, value = text.partition("=")
-        if equals and name in models:
-            found[name] = value
-        elif len(models) == 1:
-            found[models[0]] = text
-        else:
-            message = f"{text!r}: say which model it is for, {models[0]}=…; models are {', '.join(models)}"
-            raise typer.BadParameter(message, param_hint=option)
+        if not (equals and name in models):
+            if len(models) != 1:
+                message = f"{text!r}: say which model it is for, {models[0]}=…; models are {', '.join(models)}"
+                raise typer.BadParameter(message, param_hint=option)
+            name, value = models[0], text
+        _note_once(found, name, value, option)
     return found
 
 
@@ -52,11 +51,17 @@ def parse_options(pairs: list[str], models: list[str]) -> dict[str, dict[str, st
             message = f"{pair!r} is not of the form key=value"
             raise typer.BadParameter(message, param_hint="--option")
         name, dot, rest = key.rpartition(".")
-        if dot and name in models:
-            found.setdefault(name, {})[rest] = value
-        elif len(models) == 1:
-            found.setdefault(models[0], {})[key] = value
-        else:
-            message = f"{pair!r}: say which model it is for, {models[0]}.{pair}; models are {', '.join(models)}"
-            raise typer.BadParameter(message, param_hint="--option")
+        if not (dot and name in models):
+            if len(models) != 1:
+                message = f"{pair!r}: say which model it is for, {models[0]}.{pair}; models are {', '.join(models)}"
+                raise typer.BadParameter(message, param_hint="--option")
+            name, rest = models[0], key
+        _note_once(found.setdefault(name, {}), rest, value, "--option")
     return found
+
+
+def _note_once(found: dict[str, str], name: str, value: str, option: str) -> None:
+    """Take a value; a second one for the same name would silently replace the first."""
+    if found.setdefault(name, value) != value:
+        message = f"{name} is given twice, {found[name]!r} and {value!r}; leave out one of them"
+        raise typer.BadParameter(message, param_hint=option)

@@ -3,12 +3,15 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from cellfm_hub.registry import Entry
 
 Models = Annotated[list[str], typer.Argument(help="Families or checkpoints.", show_default=False)]
 Model = Annotated[str, typer.Argument(help="Family or checkpoint.", show_default=False)]
@@ -35,6 +38,8 @@ def pull(
     from cellfm_hub.registry import registry
 
     entries = [registry().find(model) for model in models]
+    if revision is not None:
+        _check_revision(revision, entries)
     with _settings(commercial=commercial_ok):
         for entry in entries:
             if entry.checkpoint.source is None:
@@ -48,6 +53,21 @@ def pull(
                 f"{entry.name}: {len(paths)} files, {readable(size)}, ready; {hashed} match the hash in the card,"
                 f" {len(paths) - hashed} the one in cellfm.lock"
             )
+
+
+def _check_revision(revision: str, entries: "Sequence[Entry]") -> None:
+    """See that a commit can be one of all that is to be fetched."""
+    from cellfm_hub.errors import UsageError
+    from cellfm_hub.suitability import check_origin
+
+    for entry in entries:
+        check_origin(entry, None, revision)
+    places = sorted({entry.info().source or entry.name for entry in entries})
+    if len(places) > 1:
+        message = (
+            f"--revision {revision} is a commit in one place, the models come from {', '.join(places)}; fetch them one after the other"
+        )
+        raise UsageError(message)
 
 
 def add(
@@ -96,8 +116,12 @@ def cache(
     from cellfm_hub import cache as models
     from cellfm_hub._settings import settings
     from cellfm_hub.checkpoints import readable
+    from cellfm_hub.errors import UsageError
     from cellfm_hub.registry import registry
 
+    if delete and as_json:
+        message = "--json prints the list of models, --delete prints none; leave out one of them"
+        raise UsageError(message)
     if delete:
         for name in [registry().find(name).name for name in delete]:
             gone = models.remove(name)

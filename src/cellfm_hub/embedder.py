@@ -41,6 +41,7 @@ from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, count_blocks
 from cellfm_hub.sources.genome import WINDOW
 from cellfm_hub.sources.sequences import SequenceBlock
 from cellfm_hub.sources.some_rows import column_totals
+from cellfm_hub.suitability import check_suits
 from cellfm_hub.tokens import Ragged, Tokens
 
 logger = logging.getLogger("cellfm_hub")
@@ -210,6 +211,7 @@ class Embedder:
     def run(self, data: Any, *, level: Level | None = None, **options: Unpack[EncodeOptions]) -> Result:
         """Embed as :meth:`encode` does, and return the row names and the receipt too."""
         request = self.request(level=level, **options)
+        check_suits(data, self.name, self.entry, level=level, **options)
         tally, names, parts, fitted = Tally(), list[str](), list[Vectors | Ragged](), list[CellBlock]()
 
         def finished() -> Result:

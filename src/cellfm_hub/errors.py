@@ -12,12 +12,13 @@
     │   ├── CountsError               no matrix of raw counts
     │   ├── GeneCoverageError         the model knows next to none of the genes
     │   ├── SpeciesError              the wrong species
-    │   └── SequenceError             a sequence the model cannot take
+    │   ├── SequenceError             a sequence the model cannot take
+    │   └── UsageError                options that do not go together
     ├── OutputError                 the result cannot be written
     └── DeviceError                 the device cannot run this
 
 A message is one line that names what was received, what was expected and the next step. On the command line each of them becomes
-that line on standard error and exit code 1.
+that line on standard error and exit code 1; a ``UsageError`` exit code 2.
 """
 
 import difflib
@@ -78,6 +79,10 @@ class SpeciesError(InputError):
 
 class SequenceError(InputError):
     """A sequence is empty, too long, or not made of nucleotides."""
+
+
+class UsageError(InputError):
+    """Options contradict each other, or one of them would have no effect."""
 
 
 class OutputError(CellFMError, OSError):

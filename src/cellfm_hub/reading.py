@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from cellfm_hub.adapter import CellAdapter, CellFeatures
 from cellfm_hub.blocks import TokenBlock
 from cellfm_hub.engine.overlap import prefetch
-from cellfm_hub.errors import InputError
 from cellfm_hub.genes import GeneMap
 from cellfm_hub.genes.species import OBS_COLUMNS
 from cellfm_hub.receipt import Tally
@@ -185,9 +184,6 @@ def _sequences(data: Any, request: Request) -> Iterator[SequenceBlock]:
     # No bases, no tokens: fine one by one. But there is no vector of nothing.
     may_be_empty = request.on_empty == "nan" or request.per_token or isinstance(data, str | Path)
     for block in sequence_blocks(data, genome=request.genome, window=request.window, may_be_empty=may_be_empty):
-        if block.alternatives is None and request.level == "variant":
-            msg = "level='variant' is the difference of two alleles; it needs a VCF file, and genome= with its FASTA file"
-            raise InputError(msg)
         yield block if block.alternatives is None or request.level == "variant" else block.alleles_as_rows()
 
 

@@ -10,7 +10,7 @@ import torch
 from cellfm_hub.adapter import Adapter, CellAdapter, TokenAdapter
 from cellfm_hub.cards import Recipe
 from cellfm_hub.engine.device import choose_batch_tokens
-from cellfm_hub.errors import InputError, SpeciesError, did_you_mean
+from cellfm_hub.errors import InputError, SpeciesError, UsageError, did_you_mean
 from cellfm_hub.registry import Entry
 from cellfm_hub.sequences import Long
 from cellfm_hub.sources.genome import WINDOW
@@ -40,6 +40,10 @@ class EncodeOptions(TypedDict, total=False):
     reverse_complement: Literal["mean"] | None
     genome: str | Path | None
     window: int
+
+
+PER_TOKEN: tuple[Level, ...] = ("gene", "token", "base")
+"""Levels with a vector for every token of an input."""
 
 
 @dataclass(frozen=True)
@@ -105,47 +109,16 @@ def make_request(
     InputError
         Naming the option, what it may be, and what to do.
     """
-    levels = LEVELS[entry.modality]
-    level = level or levels[0]
-    if level not in levels:
-        msg = f"level={level!r} is not one of {name}, a model of {entry.modality}s; use {' or '.join(map(repr, levels))}"
-        raise InputError(msg)
-    of_sequences = ("long", "overlap", "reverse_complement", "genome", "window")
-    foreign = {"cell": of_sequences, "sequence": ("layer", "gene_ids", "species")}[entry.modality]
-    neutral = {"long": "error", "overlap": 0, "window": WINDOW}
-    if wrong := [option for option in foreign if given.get(option, neutral.get(option)) != neutral.get(option)]:
-        msg = f"{', '.join(wrong)}: not an option of {name}, a model of {entry.modality}s; leave it out"
-        raise InputError(msg)
-    for option, allowed in (
-        ("on_empty", (None, "nan", "error")),
-        ("long", ("error", "truncate", "tile")),
-        ("reverse_complement", (None, "mean")),
-    ):
-        if option in given and given[option] not in allowed:  # type: ignore[literal-required]
-            msg = f"{option}={given[option]!r} is not known; use {' or '.join(map(repr, allowed))}"  # type: ignore[literal-required]
-            raise InputError(msg)
-    if given.get("overlap", 0) < 0:
-        msg = f"overlap={given['overlap']}; expected a number of bases, 0 or more"
-        raise InputError(msg)
-    if given.get("window", WINDOW) < 1:
-        msg = f"window={given['window']}; expected a number of bases, 1 or more"
-        raise InputError(msg)
+    check_options(name, entry, level=level, **given)
+    level = level or LEVELS[entry.modality][0]
+    recipe = given.get("recipe", "default")
     if species := given.get("species"):
         check_species(species, name, entry, adapter, also=("mouse",) if orthologs else ())
-    recipe = given.get("recipe", "default")
-    if recipe not in entry.recipes:
-        nearest = did_you_mean(recipe, entry.recipes)
-        msg = f"recipe={recipe!r} is not one of {name}.{nearest} It has {', '.join(entry.recipes)}"
-        raise InputError(msg)
-    per_token = level in ("gene", "token", "base")
+    per_token = level in PER_TOKEN
     pooling, output_layer = _network_choices(
         name, entry.recipes[recipe], adapter, given.get("pooling"), given.get("output_layer"), per_token=per_token
     )
     chosen = entry.recipes[recipe]
-    rc = given.get("reverse_complement")
-    if rc and per_token:
-        msg = f"reverse_complement='mean' averages whole vectors; with level={level!r} embed the other strand by itself"
-        raise InputError(msg)
     budget = given.get("batch_tokens")
     seed = given.get("seed")
     return Request(
@@ -164,10 +137,70 @@ def make_request(
         progress=given.get("progress"),
         long=given.get("long", "error"),
         overlap=given.get("overlap", 0),
-        reverse_complement=rc,
+        reverse_complement=given.get("reverse_complement"),
         genome=given.get("genome"),
         window=given.get("window", WINDOW),
     )
+
+
+def check_options(name: str, entry: Entry, *, level: Level | None = None, **given: Unpack[EncodeOptions]) -> None:
+    """Raise if options of ``encode`` are not those of such a model, have no such value, or do not go together.
+
+    Tells what can be told from the card, before a file of the model is fetched.
+
+    Raises
+    ------
+    UsageError
+        If one is not an option of such models, or would have no effect beside the others.
+    InputError
+        If one has no such value.
+    """
+    levels = LEVELS[entry.modality]
+    level = level or levels[0]
+    if level not in levels:
+        msg = f"level={level!r} is not one of {name}, a model of {entry.modality}s; use {' or '.join(map(repr, levels))}"
+        raise InputError(msg)
+    check_modality(f"{name}, a model of {entry.modality}s", entry.modality, **given)
+    for option, allowed in (
+        ("on_empty", (None, "nan", "error")),
+        ("long", ("error", "truncate", "tile")),
+        ("reverse_complement", (None, "mean")),
+    ):
+        if option in given and given[option] not in allowed:  # type: ignore[literal-required]
+            msg = f"{option}={given[option]!r} is not known; use {' or '.join(map(repr, allowed))}"  # type: ignore[literal-required]
+            raise InputError(msg)
+    if given.get("overlap", 0) < 0:
+        msg = f"overlap={given['overlap']}; expected a number of bases, 0 or more"
+        raise InputError(msg)
+    if given.get("window", WINDOW) < 1:
+        msg = f"window={given['window']}; expected a number of bases, 1 or more"
+        raise InputError(msg)
+    recipe = given.get("recipe", "default")
+    if recipe not in entry.recipes:
+        nearest = did_you_mean(recipe, entry.recipes)
+        msg = f"recipe={recipe!r} is not one of {name}.{nearest} It has {', '.join(entry.recipes)}"
+        raise InputError(msg)
+    if given.get("overlap") and given.get("long", "error") != "tile":
+        msg = f"overlap={given['overlap']} is what windows share, and only long='tile' makes windows; pass that too, or leave out overlap"
+        raise UsageError(msg)
+    if given.get("reverse_complement") and level in PER_TOKEN:
+        msg = f"reverse_complement='mean' averages whole vectors; with level={level!r} embed the other strand by itself"
+        raise UsageError(msg)
+    if given.get("pooling") and level in PER_TOKEN:
+        msg = (
+            f"pooling={given['pooling']!r} is not possible with level={level!r}: one vector per token is not pooled, leave one of them out"
+        )
+        raise UsageError(msg)
+
+
+def check_modality(what: str, modality: str, **given: Unpack[EncodeOptions]) -> None:
+    """Raise a UsageError if an option is for the other kind of data than `what`, cells or sequences."""
+    of_sequences = ("long", "overlap", "reverse_complement", "genome", "window")
+    foreign = of_sequences if modality == "cell" else ("layer", "gene_ids", "species")
+    neutral = {"long": "error", "overlap": 0, "window": WINDOW}
+    if wrong := [option for option in foreign if given.get(option, neutral.get(option)) != neutral.get(option)]:
+        msg = f"{', '.join(wrong)}: not an option of {what}; leave it out"
+        raise UsageError(msg)
 
 
 def known_species(entry: Entry, adapter: Adapter) -> tuple[str, ...]:
@@ -192,9 +225,8 @@ def _network_choices(
             msg = f"{name} is a plain function of its input, without layers or tokens; leave out pooling, output_layer and level"
             raise InputError(msg)
         return "", 0
-    if pooling is not None and (per_token or pooling not in adapter.poolings):
-        allowed = "one vector per token is not pooled, leave it out" if per_token else f"use {', '.join(map(repr, adapter.poolings))}"
-        msg = f"pooling={pooling!r} is not possible with {name}: {allowed}"
+    if pooling is not None and pooling not in adapter.poolings:
+        msg = f"pooling={pooling!r} is not possible with {name}: use {', '.join(map(repr, adapter.poolings))}"
         raise InputError(msg)
     wanted = recipe.output_layer if output_layer is None else output_layer
     layer = wanted if wanted >= 0 else adapter.layers + 1 + wanted

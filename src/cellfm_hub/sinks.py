@@ -97,6 +97,10 @@ def check_output(
     elif out.exists() and not overwrite:
         msg = f"{out} exists; pass --overwrite to replace it, or choose another name with -o"
         raise OutputError(msg)
+    elif _inside(out, source) or _inside(source, out):
+        where = f"lies inside the input {source}" if _inside(out, source) else f"holds the input {source}"
+        msg = f"{out} {where}; a result and its data must not change each other, choose another place with -o"
+        raise OutputError(msg)
     elif out.is_dir() and not _is_result(out):
         msg = f"{out} is a folder, but not a result of cellfm, and is not replaced; move it away, or choose another name with -o"
         raise OutputError(msg)
@@ -105,6 +109,10 @@ def check_output(
         raise OutputError(msg)
     if out.suffix == ".npy":
         beside.refuse_foreign(out)
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return folder.is_dir() and path.resolve().is_relative_to(folder.resolve())
 
 
 def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:

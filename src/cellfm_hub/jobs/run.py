@@ -11,7 +11,7 @@ from cellfm_hub import sinks
 from cellfm_hub._progress import progress_bar
 from cellfm_hub.api import default_key
 from cellfm_hub.engine.device import Precision, choose_devices
-from cellfm_hub.errors import CellFMError, InputError, OutputError
+from cellfm_hub.errors import CellFMError, InputError, OutputError, UsageError
 from cellfm_hub.jobs import in_place, known
 from cellfm_hub.jobs.fingerprint import Fingerprint, fingerprint, stamp
 from cellfm_hub.jobs.finished import Finished
@@ -23,9 +23,10 @@ from cellfm_hub.jobs.workers import Workers, open_workers
 from cellfm_hub.qc import COLUMNS
 from cellfm_hub.receipt import Receipt, versions
 from cellfm_hub.registry import registry
-from cellfm_hub.request import EncodeOptions, Level, OnEmpty
+from cellfm_hub.request import PER_TOKEN, EncodeOptions, Level, OnEmpty
 from cellfm_hub.sequences import Long
 from cellfm_hub.sources.genome import WINDOW
+from cellfm_hub.suitability import check_origin, check_suits
 
 logger = logging.getLogger("cellfm_hub")
 
@@ -124,7 +125,7 @@ def embed_file(
         Replace `out`, and forget an interrupted run.
     update
         Take the vectors of rows that did not change from `out`, and compute the others only. A row did not change if the model sees the
-        same tokens; its name and its place may be others.
+        same tokens; its name and its place may be others. With `overwrite` an interrupted update is forgotten, and begins anew.
     shard
         ``(i, n)``: compute the i-th of n shares, counted from 1, into a folder of its own; :func:`merge` puts them together.
     part_rows
@@ -166,12 +167,15 @@ def embed_file(
     several = not isinstance(model, str)
     names = [model] if isinstance(model, str) else list(model)
     models = _models(names, several=several, key_added=key_added, checkpoint=checkpoint, revision=revision, options=options)
+    if resume and overwrite:
+        msg = "resume goes on with what is there, overwrite begins anew; leave out one of resume and overwrite"
+        raise UsageError(msg)
     if update and shard:
         msg = "update takes vectors from a finished result, which a shard has not; leave out one of update and shard"
-        raise InputError(msg)
-    if update and level in ("gene", "token", "base"):
+        raise UsageError(msg)
+    if update and level in PER_TOKEN:
         msg = f"update takes one vector per row; with level={level!r} there is one per token, leave out update"
-        raise InputError(msg)
+        raise UsageError(msg)
     if shard is not None and not 1 <= shard[0] <= shard[1]:
         msg = f"shard={shard[0]}/{shard[1]}: shards are counted from 1; expected 1/{shard[1]} to {shard[1]}/{shard[1]}"
         raise InputError(msg)
@@ -180,33 +184,36 @@ def embed_file(
         raise InputError(msg)
     if qc and (level not in (None, "cell") or registry().find(names[0]).modality != "cell"):
         msg = "qc says what a model saw of each cell; leave it out for sequences and for one vector per gene"
-        raise InputError(msg)
+        raise UsageError(msg)
     path, out = Path(path), Path(out)
     if not path.exists():
         msg = f"{path} does not exist; give the path of a file with cells or sequences"
         raise InputError(msg)
+    encode = EncodeOptions(
+        layer=layer,
+        gene_ids=gene_ids,
+        species=species,
+        recipe=recipe,
+        pooling=pooling,
+        output_layer=output_layer,
+        batch_tokens=batch_tokens,
+        on_empty=on_empty,
+        progress=False,
+        long=long,
+        overlap=overlap,
+        reverse_complement=reverse_complement,
+        genome=genome,
+        window=window,
+    )
+    for name in names:
+        check_suits(path, name, registry().find(name), level=level, **encode)
     spec = Spec(
         data=path,
         models=models,
         precision=precision,
         seed=seed or 0,
         level=level,
-        encode=EncodeOptions(
-            layer=layer,
-            gene_ids=gene_ids,
-            species=species,
-            recipe=recipe,
-            pooling=pooling,
-            output_layer=output_layer,
-            batch_tokens=batch_tokens,
-            on_empty=on_empty,
-            progress=False,
-            long=long,
-            overlap=overlap,
-            reverse_complement=reverse_complement,
-            genome=genome,
-            window=window,
-        ),
+        encode=encode,
         part_rows=part_rows or PART_ROWS,
         folder=work_folder(out, shard),
         update=update,
@@ -229,6 +236,7 @@ def _models(names: Sequence[str], *, several: bool, **per_model: Any) -> tuple[M
     for name in names:
         own = {option: of_model(option, value, name, names, several=several) for option, value in per_model.items()}
         checkpoint = own["checkpoint"]
+        check_origin(registry().find(name), checkpoint, own["revision"])
         found.append(
             ModelSpec(
                 name,
@@ -238,6 +246,9 @@ def _models(names: Sequence[str], *, several: bool, **per_model: Any) -> tuple[M
                 dict(own["options"] or {}),
             )
         )
+    if slashed := next((model.key for model in found if "/" in model.key), None):
+        msg = f"key_added={slashed!r}: a key may hold no '/', which files take for a folder; choose another"
+        raise InputError(msg)
     keys = [model.key for model in found]
     if len(set(keys)) < len(keys):
         msg = f"two models would be written under one key ({', '.join(keys)}); give each its own"
@@ -273,7 +284,7 @@ class Run:
         self.spec, self.out, self.resume, self.overwrite = spec, out, resume, overwrite
         self.shard, self.devices, self.progress = shard, devices, progress
         self.keys = [model.key for model in spec.models]
-        self.per_token = spec.level in ("gene", "token", "base")
+        self.per_token = spec.level in PER_TOKEN
         self.in_place = sinks.same_file(out, spec.data)
 
     def run(self, *, part_rows_given: bool) -> list[Summary]:

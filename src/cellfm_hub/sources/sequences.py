@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
-from cellfm_hub.errors import InputError, SequenceError
+from cellfm_hub.errors import InputError, SequenceError, UsageError
 from cellfm_hub.sequences import NUCLEOTIDES
 from cellfm_hub.sources.genome import WINDOW, Genome, read_bed, read_vcf
 from cellfm_hub.sources.text import read_lines
@@ -112,15 +112,8 @@ def _take(records: Iterator[Record]) -> tuple[list[Record], InputError | None]:
 
 @contextmanager
 def _records(data: Any, genome: str | Path | None, window: int) -> Iterator[Iterator[Record]]:
+    check_places(data, genome, window)
     path = Path(data) if isinstance(data, str | Path) else None
-    kind = "" if path is None else Path(path.name.removesuffix(".gz")).suffix.lower()
-    located = kind in (*BED_SUFFIXES, *VCF_SUFFIXES)
-    if located and genome is None:
-        msg = f"{data} holds positions, not sequences; pass the FASTA file of the genome as well: genome='hg38.fa'"
-        raise InputError(msg)
-    if genome is not None and not located:
-        msg = f"genome={str(genome)!r} goes with a BED or VCF file; leave it out for other sequences"
-        raise InputError(msg)
     if path is None:
         yield _from_memory(data)
     elif genome is None:
@@ -131,7 +124,27 @@ def _records(data: Any, genome: str | Path | None, window: int) -> Iterator[Iter
         yield read_fasta(path)
     else:
         with Genome(Path(genome)) as opened:
-            yield read_vcf(path, opened, window) if kind in VCF_SUFFIXES else read_bed(path, opened)
+            yield read_vcf(path, opened, window) if places_of(path) == "VCF" else read_bed(path, opened)
+
+
+def places_of(data: Any) -> Literal["BED", "VCF"] | None:
+    """Say which kind of places in a genome a file holds, by its name; ``None`` where it holds sequences."""
+    name = Path(data).name.lower().removesuffix(".gz") if isinstance(data, str | Path) else ""
+    return "BED" if name.endswith(BED_SUFFIXES) else "VCF" if name.endswith(VCF_SUFFIXES) else None
+
+
+def check_places(data: Any, genome: str | Path | None, window: int) -> None:
+    """Raise unless `genome` and `window` go with the data: a genome with places, a window with variants."""
+    places = places_of(data)
+    if places is not None and genome is None:
+        msg = f"{data} holds positions, not sequences; pass the FASTA file of the genome as well: genome='hg38.fa'"
+        raise InputError(msg)
+    if genome is not None and places is None:
+        msg = f"genome={str(genome)!r} goes with a BED or VCF file; leave it out for other sequences"
+        raise UsageError(msg)
+    if window != WINDOW and places != "VCF":
+        msg = f"window={window} is that around a variant and goes with a VCF file; leave it out for other sequences"
+        raise UsageError(msg)
 
 
 def _exists(path: Path) -> bool:
