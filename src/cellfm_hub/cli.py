@@ -134,7 +134,7 @@ def embed(
         bool, typer.Option("--update", help="Take the vectors of rows that did not change from the existing result.")
     ] = False,
     shard: Annotated[
-        str | None, typer.Option(help="Compute the i-th of n shares only, i/n from 1/n to n/n; then 'cellfm merge OUT'.")
+        str | None, typer.Option(help="Compute the i-th of n equal shares of the rows only, from 1/n to n/n; then 'cellfm merge OUT'.")
     ] = None,
     part_rows: Annotated[
         int | None, typer.Option(help="Rows between two savings, what a crash costs at most.", show_default="8192")

@@ -104,14 +104,15 @@ class CellInput:
             prepared.tally.facts |= {"counts_from": matrix.name, **matrix.facts, "genes": matrix.shape[1]}
         return prepared
 
-    def part(self, number: int, part_rows: int) -> Iterator[list[Prepared]] | None:
-        """Return the blocks of the part of this number, `part_rows` rows each; ``None`` behind the last."""
-        start = number * part_rows
-        return self.blocks(range(start, min(start + part_rows, self.rows))) if start < self.rows else None
+    def part(self, number: int, part_rows: int, share: range | None = None) -> Iterator[list[Prepared]] | None:
+        """Return the blocks of the part of this number, `part_rows` rows each, of a share of all rows; ``None`` behind the last."""
+        rows = range(self.rows) if share is None else share
+        part = rows[number * part_rows : (number + 1) * part_rows]
+        return self.blocks(part) if part else None
 
-    def parts(self, part_rows: int) -> int:
+    def parts(self, part_rows: int, share: range | None = None) -> int:
         """Return the number of parts."""
-        return -(-self.rows // part_rows)
+        return -(-(self.rows if share is None else len(share)) // part_rows)
 
 
 class SequenceInput:
@@ -135,13 +136,14 @@ class SequenceInput:
     def _prepare(self, block: SequenceBlock) -> list[Prepared]:
         return [task.model.prepare_sequences(block, task.request) for task in self._tasks]
 
-    def part(self, number: int, part_rows: int) -> Iterator[list[Prepared]] | None:
-        """Return the part of this number: at most `part_rows` rows of one block; ``None`` behind the last.
+    def part(self, number: int, part_rows: int, share: range | None = None) -> Iterator[list[Prepared]] | None:
+        """Return the part of this number of a share of all rows: at most `part_rows` rows of one block; ``None`` behind the last.
 
         Numbers should rise: sequences are found by reading those before them.
         """
         if self._stream is None or number < self._next:
-            self._stream, self._next = _pieces(_sequences(self._data, self._tasks[0].request), part_rows), 0
+            blocks = _sequences(self._data, self._tasks[0].request)
+            self._stream, self._next = _pieces(blocks if share is None else _within(blocks, share), part_rows), 0
         try:
             for piece in self._stream:
                 self._next += 1
@@ -152,7 +154,7 @@ class SequenceInput:
             raise
         return None
 
-    def parts(self, _part_rows: int) -> int:
+    def parts(self, _part_rows: int, _share: range | None = None) -> int:
         """Return the number of parts, once :meth:`part` has found the last."""
         return self._next
 
@@ -185,6 +187,18 @@ def _sequences(data: Any, request: Request) -> Iterator[SequenceBlock]:
     may_be_empty = request.on_empty == "nan" or request.per_token or isinstance(data, str | Path)
     for block in sequence_blocks(data, genome=request.genome, window=request.window, may_be_empty=may_be_empty):
         yield block if block.alternatives is None or request.level == "variant" else block.alleles_as_rows()
+
+
+def _within(blocks: Iterable[SequenceBlock], share: range) -> Iterator[SequenceBlock]:
+    """Keep the rows of a share. What is behind it is not read."""
+    start = 0
+    for block in blocks if share else ():
+        stop = start + len(block.names)
+        if stop > share.start:
+            yield block.rows(max(share.start - start, 0), share.stop - start)
+        if stop >= share.stop:
+            return
+        start = stop
 
 
 def _pieces(blocks: Iterable[SequenceBlock], rows: int) -> Iterator[SequenceBlock]:

@@ -20,6 +20,7 @@ from cellfm_hub.jobs import parts as files
 from cellfm_hub.jobs.content import Content, digest, token_content
 from cellfm_hub.jobs.journal import Part
 from cellfm_hub.jobs.known import Known
+from cellfm_hub.jobs.shares import Shard, share_of
 from cellfm_hub.reading import CellInput, Input, Prepared, Task, open_input
 from cellfm_hub.receipt import Tally
 from cellfm_hub.request import EncodeOptions, Level
@@ -55,6 +56,10 @@ class Spec:
     encode: EncodeOptions
     """The other options of :meth:`Embedder.encode`."""
     part_rows: int
+    shard: Shard | None
+    """Which share of the rows is computed; ``None`` for all."""
+    rows: int | None
+    """Of the whole file, where they had to be counted to know the share."""
     folder: Path
     """Where parts go."""
     update: bool
@@ -101,6 +106,7 @@ class Job:
 
     def __init__(self, spec: Spec, tasks: list[Task], source: Input) -> None:
         self.spec, self.tasks, self.source = spec, tasks, source
+        self.share = None if spec.shard is None else share_of(self.rows or 0, spec.shard)
         self.fitted = [i for i, task in enumerate(tasks) if task.fitted]
         self._known: dict[int, Known] = {}
         self.collected: dict[int, list[Prepared]] | None = None
@@ -108,8 +114,8 @@ class Job:
 
     @property
     def rows(self) -> int | None:
-        """Inputs in all, if known."""
-        return self.source.rows
+        """Inputs of the whole file, if known."""
+        return self.source.rows if self.spec.rows is None else self.spec.rows
 
     def about(self) -> dict[str, Any]:
         """Say what decides about the vectors, beside the data: to be compared by a run that goes on."""
@@ -149,7 +155,7 @@ class Job:
     def _read(self, wanted: Iterable[Wanted]) -> Generator[_Rows]:
         for want in wanted:
             try:
-                blocks = self.source.part(want.number, self.spec.part_rows)
+                blocks = self.source.part(want.number, self.spec.part_rows, self.share)
                 read = None if blocks is None else list(blocks)
             except CellFMError:
                 raise
@@ -157,7 +163,7 @@ class Job:
                 msg = f"{self.spec.data} cannot be read ({' '.join(str(error).split())}); it is damaged, or was cut short or taken away"
                 raise InputError(msg) from error
             if read is None:
-                yield _Rows(want, [], [], "", self.source.parts(self.spec.part_rows))
+                yield _Rows(want, [], [], "", self.source.parts(self.spec.part_rows, self.share))
                 continue
             contents = [[token_content(p.block) if isinstance(p.block, TokenBlock) else None for p in block] for block in read]
             found = digest(read, contents)

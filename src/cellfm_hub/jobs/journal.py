@@ -37,7 +37,7 @@ class Part:
     """A finished part, or the vectors of a model that is fitted to all rows."""
 
     number: int
-    """Its place in the data, from 0."""
+    """Its place among those of the run, from 0; a shard counts its own."""
     file: str
     sha256: str
     rows: int

@@ -10,9 +10,10 @@ from cellfm_hub.errors import InputError, OutputError
 from cellfm_hub.jobs import in_place
 from cellfm_hub.jobs.fingerprint import Fingerprint, fingerprint
 from cellfm_hub.jobs.finished import Finished
-from cellfm_hub.jobs.journal import Journal, Part, work_folder
+from cellfm_hub.jobs.journal import Journal, work_folder
 from cellfm_hub.jobs.parts import sha256
 from cellfm_hub.jobs.run import Summary, differences
+from cellfm_hub.jobs.shares import Shard, share_of
 
 
 def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> list[Summary]:
@@ -47,7 +48,7 @@ def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> li
         header = journals[0].header
         assert header is not None
         source = Path(header["data"])
-        parts = _in_order(journals)
+        parts = [(journal.folder, journal.parts[number]) for journal in journals for number in sorted(journal.parts)]
         result = Finished(header, parts, {})
         summaries = [Summary(out, model.key, result.rows, model.width, model.receipt) for model in result.models]
         log = work.folder / "redo.npz"
@@ -96,12 +97,15 @@ def _check(journals: Sequence[Journal]) -> None:
         if journal.header is None or not journal.facts.get("complete"):
             msg = f"{journal.folder} is not finished; go on with it: --shard {i}/{count} --resume"
             raise OutputError(msg)
-        reference = {**(journals[0].header or {}), "shard": None}
-        if wrong := differences(reference, {**journal.header, "shard": None}):
+        if journal.header["shard"] != [i, count]:
+            msg = f"{journal.folder} holds shard {'/'.join(map(str, journal.header['shard']))}, whatever its name; rename it, or remove it"
+            raise OutputError(msg)
+        free = {"shard": None, "part_rows": None}  # parts of any size make up a shard
+        if wrong := differences({**(journals[0].header or {}), **free}, {**journal.header, **free}):
             msg = f"shards 1 and {i} of {count} are not of one run: {'; '.join(wrong[:3])}; compute one of them again with --overwrite"
             raise OutputError(msg)
         first, this = (Fingerprint(**(other.header or {})["input"]) for other in (journals[0], journal))
-        if not first.same_content(this):
+        if not first.same_content(this) or journal.header["rows"] != (journals[0].header or {})["rows"]:
             msg = f"shards 1 and {i} of {count} were made from different versions of the data; compute one of them again with --overwrite"
             raise OutputError(msg)
         for part in journal.parts.values():
@@ -109,17 +113,19 @@ def _check(journals: Sequence[Journal]) -> None:
             if not file.is_file() or sha256(file) != part.sha256:
                 msg = f"{file} is damaged; compute it again: --shard {i}/{count} --resume"
                 raise OutputError(msg)
+        _check_rows(journal, (i, count))
 
 
-def _in_order(journals: Sequence[Journal]) -> list[tuple[Path, Part]]:
-    header = journals[0].header
-    assert header is not None
-    found = {part.number: (journal.folder, part) for journal in journals for part in journal.parts.values()}
-    total = journals[0].facts["total"] if header["rows"] is None else -(-header["rows"] // header["part_rows"])
-    if missing := sorted(set(range(total)) - set(found)):
-        msg = f"parts {', '.join(map(str, missing[:10]))} of {total} are in none of the shards; compute these again with --overwrite"
+def _check_rows(journal: Journal, shard: Shard) -> None:
+    """See that a shard holds its rows, all of them: so the shards together hold every row once."""
+    assert journal.header is not None
+    share = share_of(journal.header["rows"], shard)
+    gaps = set(range(len(journal.parts))) - set(journal.parts)
+    if gaps or journal.rows != len(share):
+        what = f"its part {min(gaps)} is missing" if gaps else f"it holds {journal.rows:,} rows"
+        msg = f"{journal.folder} is not rows {share.start:,} to {share.stop:,} of {journal.header['data']}: {what}; compute it again:"
+        msg += f" --shard {shard[0]}/{shard[1]} --overwrite"
         raise OutputError(msg)
-    return [found[number] for number in range(total)]
 
 
 def _check_source(source: Path, before: Fingerprint) -> None:

@@ -18,6 +18,7 @@ from cellfm_hub.jobs.finished import Finished
 from cellfm_hub.jobs.job import PART_ROWS, Done, Job, ModelSpec, Spec, Wanted, open_job
 from cellfm_hub.jobs.journal import Journal, Part, work_folder
 from cellfm_hub.jobs.parts import sha256
+from cellfm_hub.jobs.shares import Shard, share_of
 from cellfm_hub.jobs.stored import Stored, read_stored
 from cellfm_hub.jobs.workers import Workers, open_workers
 from cellfm_hub.qc import COLUMNS
@@ -26,6 +27,7 @@ from cellfm_hub.registry import registry
 from cellfm_hub.request import PER_TOKEN, EncodeOptions, Level, OnEmpty
 from cellfm_hub.sequences import Long
 from cellfm_hub.sources.genome import WINDOW
+from cellfm_hub.sources.sequences import count_rows
 from cellfm_hub.suitability import check_origin, check_suits
 
 logger = logging.getLogger("cellfm_hub")
@@ -53,7 +55,7 @@ class FileOptions(EncodeOptions, total=False):
     resume: bool
     overwrite: bool
     update: bool
-    shard: tuple[int, int] | None
+    shard: Shard | None
     part_rows: int | None
     level: Level | None
     key_added: str | Mapping[str, str] | None
@@ -79,7 +81,7 @@ def embed_file(
     resume: bool = False,
     overwrite: bool = False,
     update: bool = False,
-    shard: tuple[int, int] | None = None,
+    shard: Shard | None = None,
     part_rows: int | None = None,
     level: Level | None = None,
     layer: str | None = None,
@@ -127,7 +129,9 @@ def embed_file(
         Take the vectors of rows that did not change from `out`, and compute the others only. A row did not change if the model sees the
         same tokens; its name and its place may be others. With `overwrite` an interrupted update is forgotten, and begins anew.
     shard
-        ``(i, n)``: compute the i-th of n shares, counted from 1, into a folder of its own; :func:`merge` puts them together.
+        ``(i, n)``: compute the i-th of n shares of the N rows, counted from 1, into a folder of its own; :func:`merge` puts them together.
+        It holds rows floor((i-1) N / n) to floor(i N / n), whatever `part_rows`; for that a file of sequences is counted first. In float32
+        the result is that of one run to 2e-6, and the same bit for bit on a CPU where parts begin at the same rows.
     part_rows
         Rows of a part, what a crash costs at most; default: 8192. Less is better for slow models on a CPU.
     level, layer, gene_ids, species, recipe, pooling, output_layer, batch_tokens, seed, on_empty, progress
@@ -182,7 +186,8 @@ def embed_file(
     if part_rows is not None and part_rows < 1:
         msg = f"part_rows={part_rows}; expected a positive number of rows"
         raise InputError(msg)
-    if qc and (level not in (None, "cell") or registry().find(names[0]).modality != "cell"):
+    modality = registry().find(names[0]).modality
+    if qc and (level not in (None, "cell") or modality != "cell"):
         msg = "qc says what a model saw of each cell; leave it out for sequences and for one vector per gene"
         raise UsageError(msg)
     path, out = Path(path), Path(out)
@@ -215,11 +220,13 @@ def embed_file(
         level=level,
         encode=encode,
         part_rows=part_rows or PART_ROWS,
+        shard=shard,
+        rows=count_rows(path, variants=level == "variant") if shard is not None and modality == "sequence" else None,
         folder=work_folder(out, shard),
         update=update,
         qc=qc,
     )
-    run = Run(spec, out, resume=resume, overwrite=overwrite, shard=shard, devices=choose_devices(device), progress=progress)
+    run = Run(spec, out, resume=resume, overwrite=overwrite, devices=choose_devices(device), progress=progress)
     summaries = run.run(part_rows_given=part_rows is not None)
     return summaries if several else summaries[0]
 
@@ -277,12 +284,11 @@ class Run:
         *,
         resume: bool,
         overwrite: bool,
-        shard: tuple[int, int] | None,
         devices: Sequence[str],
         progress: bool | None,
     ) -> None:
         self.spec, self.out, self.resume, self.overwrite = spec, out, resume, overwrite
-        self.shard, self.devices, self.progress = shard, devices, progress
+        self.shard, self.devices, self.progress = spec.shard, devices, progress
         self.keys = [model.key for model in spec.models]
         self.per_token = spec.level in PER_TOKEN
         self.in_place = sinks.same_file(out, spec.data)
@@ -430,7 +436,7 @@ class Run:
             if doubtful or not _whole(self.spec.folder, part):
                 journal.drop_fitted(part)
         check = {n: Wanted(n, part.content, not compare) for n, part in journal.parts.items()} if doubtful else {}
-        logger.info("%d of %s rows are finished already", journal.rows, header["rows"] or "?")
+        logger.info("%d of %s rows are finished already", journal.rows, self._rows(header) or "?")
         return self._pending(journal, check)
 
     def _require_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -454,14 +460,22 @@ class Run:
 
     def _pending(self, journal: Journal, check: Mapping[int, Wanted]) -> "_Pending":
         assert journal.header is not None
-        rows = journal.header["rows"]
-        total = journal.facts.get("total") if rows is None else -(-rows // journal.header["part_rows"])
+        rows = self._rows(journal.header)
+        if journal.header["modality"] == "sequence":  # parts end with blocks, whose length is known when they are read
+            total = journal.facts.get("total")
+        else:
+            assert rows is not None
+            total = -(-rows // journal.header["part_rows"])
         if all(model["fitted"] for model in journal.header["models"]):
             total = 0
         if total is not None:
             journal.drop_behind(total)
-        first, step = (0, 1) if self.shard is None else (self.shard[0] - 1, self.shard[1])
-        return _Pending(first, step, total, journal.parts, check)
+        return _Pending(total, journal.parts, check)
+
+    def _rows(self, header: Mapping[str, Any]) -> int | None:
+        """Return how many rows the run computes, if that is known."""
+        rows: int | None = header["rows"]
+        return rows if rows is None or self.shard is None else len(share_of(rows, self.shard))
 
     # The work
 
@@ -473,7 +487,7 @@ class Run:
             computing.collected = {}
         name = ", ".join(model["name"] for model in journal.header["models"])
         try:
-            with progress_bar(name, journal.header["rows"], show=self.progress) as advance:
+            with progress_bar(name, self._rows(journal.header), show=self.progress) as advance:
                 advance(journal.rows)
                 for done in computing.compute(pending):
                     self._take(journal, pending, done, advance)
@@ -566,12 +580,16 @@ class Run:
     def _end(self, journal: Journal) -> list[Summary]:
         """Put the parts together."""
         assert journal.header is not None
-        if self.shard is None and (first := len(_from_the_first(journal.parts))) < len(journal.parts):
+        if (first := len(_from_the_first(journal.parts))) < len(journal.parts):
             msg = f"part {first} is not finished in {self.spec.folder}, others behind it are; nothing was written,"
             msg += " pass --overwrite to begin anew"
             raise InputError(msg)
         result = self._finished(journal, [journal.parts[n] for n in sorted(journal.parts)])
         if self.shard is not None:
+            if result.rows != self._rows(journal.header):
+                msg = f"{self.spec.data} gave {result.rows:,} rows of this shard, {self._rows(journal.header):,} were counted before;"
+                msg += " the file changed or is damaged; pass --overwrite to begin anew"
+                raise InputError(msg)
             journal.note(complete=True)
             return [Summary(self.spec.folder, m.key, result.rows, m.width, m.receipt) for m in result.models]
         if not (self.spec.folder / REDO).exists():
@@ -592,15 +610,15 @@ class Run:
 class _Pending:
     """The parts that are to be computed, in order; where the number of parts is not known, until they end."""
 
-    def __init__(self, first: int, step: int, total: int | None, finished: Mapping[int, Part], check: Mapping[int, Wanted]) -> None:
+    def __init__(self, total: int | None, finished: Mapping[int, Part], check: Mapping[int, Wanted]) -> None:
         self.total = total
-        self._next, self._step = first, step
+        self._next = 0
         self._finished, self._check = set(finished) - set(check), check
 
     def __iter__(self) -> Iterator[Wanted]:
         while self.total is None or self._next < self.total:
             number = self._next
-            self._next += self._step
+            self._next += 1
             if number not in self._finished:
                 yield self._check.get(number, Wanted(number))
 

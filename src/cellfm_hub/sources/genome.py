@@ -120,11 +120,9 @@ def read_bed(path: Path, genome: Genome) -> Iterator[tuple[str, str]]:
     SequenceError
         With the line, if it is not BED or has no place in the genome.
     """
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in _bed_lines(path):
         where = f"{path} line {number}"
         fields = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or line.startswith(("#", "track ", "browser ")):
-            continue
         if len(fields) < 3 or not fields[1].strip().isdecimal() or not fields[2].strip().isdecimal():
             msg = f"{where}: {line[:60]!r} is not BED; expected chromosome, start and end, and optionally name, score and strand"
             raise SequenceError(msg)
@@ -156,9 +154,7 @@ def read_vcf(path: Path, genome: Genome, window: int) -> Iterator[tuple[str, str
     SequenceError
         With the line, if it is not VCF, REF is not what the genome has, or ALT is not a sequence of bases.
     """
-    for number, line in enumerate(read_lines(path), 1):
-        if line.startswith("#") or not line.strip():
-            continue
+    for number, line in _vcf_lines(path):
         where = f"{path} line {number}"
         fields = line.split("\t", 5)
         if len(fields) < 5 or not fields[1].isdecimal() or not _BASES.fullmatch(fields[3]):
@@ -188,3 +184,23 @@ def read_vcf(path: Path, genome: Genome, window: int) -> Iterator[tuple[str, str
             # In a soft-masked stretch the other allele is lower case too: what differs shall be the base, not the case.
             allele = alternative.lower() if found.islower() else alternative
             yield name, f"{before}{found}{after}", f"{before}{allele}{after}"
+
+
+def count_bed(path: Path) -> int:
+    """Return how many intervals :func:`read_bed` finds, without the genome."""
+    return sum(1 for _ in _bed_lines(path))
+
+
+def count_vcf(path: Path) -> int:
+    """Return how many alternative alleles :func:`read_vcf` finds, without the genome."""
+    return sum("".join(line.split("\t", 5)[4:5]).count(",") + 1 for _, line in _vcf_lines(path))
+
+
+def _bed_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Give the lines that hold an interval, with their numbers from 1."""
+    return ((n, line) for n, line in enumerate(read_lines(path), 1) if line.strip() and not line.startswith(("#", "track ", "browser ")))
+
+
+def _vcf_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Give the lines that hold a variant, with their numbers from 1."""
+    return ((n, line) for n, line in enumerate(read_lines(path), 1) if line.strip() and not line.startswith("#"))

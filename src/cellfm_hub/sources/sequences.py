@@ -11,7 +11,7 @@ import pandas as pd
 
 from cellfm_hub.errors import InputError, SequenceError, UsageError
 from cellfm_hub.sequences import NUCLEOTIDES
-from cellfm_hub.sources.genome import WINDOW, Genome, read_bed, read_vcf
+from cellfm_hub.sources.genome import WINDOW, Genome, count_bed, count_vcf, read_bed, read_vcf
 from cellfm_hub.sources.text import read_lines
 
 BLOCK_SEQUENCES = 4096
@@ -20,6 +20,9 @@ BLOCK_BASES = 16_000_000
 
 BED_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
 VCF_SUFFIXES = (".vcf",)
+
+
+_NONE = "there are no sequences in the input; pass at least one"
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,34 @@ def sequence_blocks(
         if failure is not None:  # after what was read before it
             raise failure
     if empty:
-        msg = "there are no sequences in the input; pass at least one"
-        raise SequenceError(msg)
+        raise SequenceError(_NONE)
+
+
+def count_rows(path: Path, *, variants: bool) -> int:
+    """Count the sequences of a file by reading it once, without a genome.
+
+    Parameters
+    ----------
+    path
+        FASTA, FASTQ, BED or VCF.
+    variants
+        Whether the two alleles of a VCF file make one row, their difference; otherwise they make two.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    SequenceError
+        If there is no sequence.
+    """
+    places = places_of(path)
+    if places == "VCF":
+        rows = count_vcf(path) * (1 if variants else 2)
+    else:
+        rows = count_bed(path) if places == "BED" else sum(1 for _ in read_fasta(path))
+    if not rows:
+        raise SequenceError(_NONE)
+    return rows
 
 
 Record = tuple[str, ...]
