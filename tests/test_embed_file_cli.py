@@ -38,6 +38,10 @@ def test_shards_and_merge(cells: Path) -> None:
     done = cellfm("merge", out)
     assert done.exit_code == 1
     assert "there are no shards" in done.stderr
+    # A task of the array that is queued again after the merge.
+    done = cellfm("embed", cells, *WITH_SCGPT, "-o", out, "--shard", "2/2", "--resume")
+    assert done.exit_code == 0, done.output
+    assert "shard 2/2: nothing to do, all shards are merged into" in done.stdout
 
 
 def test_resume(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:

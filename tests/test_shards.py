@@ -23,10 +23,10 @@ def embed_shards(data: Path, model: str, out: Path, n: int, options: dict[str, A
     return [cf.embed_file(data, model, out=out, shard=(int(i) + 1, n), part_rows=4, **options) for i in order]
 
 
-def assert_same(out: Path, whole: Path, key: str, *, atol: float) -> None:
+def assert_same(out: Path, whole: Path, key: str, *, shards: int, atol: float) -> None:
     """Compare a merged result with that of one run."""
     np.testing.assert_allclose(vectors(out, key), vectors(whole, key), atol=atol, rtol=0)
-    assert receipt(out, key) == receipt(whole, key)
+    assert receipt(out, key) == receipt(whole, key) | {"shards": shards}
     assert names(out) == names(whole)
 
 
@@ -49,7 +49,7 @@ def test_merge_restores_the_whole(tmp_path: Path, suffix: str) -> None:
     assert not out.exists()
     (summary,) = cf.merge(out)
     assert (summary.rows, summary.dim) == (18, 32)
-    assert_same(out, whole, "X_scgpt", atol=2e-6)
+    assert_same(out, whole, "X_scgpt", shards=4, atol=2e-6)
     assert sorted(path.name for path in tmp_path.glob("*shard*")) == []
 
 
@@ -71,7 +71,7 @@ def test_few_rows_are_shared_out(tmp_path: Path, part_rows: int | None) -> None:
     assert made == [4, 3, 4]
     cf.merge(out)
     cf.embed_file(data, "scgpt", out=tmp_path / "whole.npy", part_rows=1, **CELLS)
-    assert_same(out, tmp_path / "whole.npy", "", atol=0 if part_rows == 1 else 2e-6)
+    assert_same(out, tmp_path / "whole.npy", "", shards=3, atol=0 if part_rows == 1 else 2e-6)
 
 
 def test_more_shards_than_rows(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_places(tmp_path: Path, name: str, level: Any) -> None:
         made = embed_shards(data, "kmer", out, 5, options)
     assert sum(summary.rows for summary in made) == whole.rows == rows
     cf.merge(out)
-    assert_same(out, tmp_path / "whole.npy", "", atol=0)
+    assert_same(out, tmp_path / "whole.npy", "", shards=5, atol=0)
 
 
 def test_nothing_to_share_out(tmp_path: Path) -> None:
@@ -222,6 +222,77 @@ def test_merge_refuses(tmp_path: Path) -> None:
     assert cf.merge(out)[0].rows == 18
 
 
+def test_a_finished_shard_that_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of an array that is queued again, before and after the merge: said, or with --resume passed over; nothing is computed."""
+    data, out = write_cells(tmp_path / "cells.h5ad", 7), tmp_path / "out.npy"
+    for i in (1, 2):
+        cf.embed_file(data, "scgpt", out=out, shard=(i, 2), **CELLS)
+    second = tmp_path / "out.npy.shard-2-of-2"
+
+    def compute(*_: object) -> None:
+        pytest.fail("it was computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "_compute", compute)
+        with pytest.raises(OutputError, match=r"shard 2 of 2 is finished \(4 rows .*cellfm merge .*--resume.*--overwrite"):
+            cf.embed_file(data, "scgpt", out=out, shard=(2, 2), **CELLS)
+        assert cf.embed_file(data, "scgpt", out=out, shard=(2, 2), resume=True, **CELLS).out == second
+        with pytest.raises(OutputError, match=r"the finished shard in .* was another one: pooling"):
+            cf.embed_file(data, "scgpt", out=out, shard=(2, 2), resume=True, pooling="mean", **CELLS)
+        merged = cf.merge(out, keep=False)
+        with pytest.raises(OutputError, match=r"merged from shards, shard 2 of 2 among them.*--resume.*--overwrite"):
+            cf.embed_file(data, "scgpt", out=out, shard=(2, 2), **CELLS)
+        again = cf.embed_file(data, "scgpt", out=out, shard=(2, 2), resume=True, **CELLS)
+        assert again == merged[0]
+        with pytest.raises(OutputError, match="exists; pass --overwrite"):
+            cf.embed_file(data, "scgpt", out=out, shard=(2, 2), resume=True, pooling="mean", **CELLS)
+        with pytest.raises(OutputError, match=r"no shards of .* merged into it already"):
+            cf.merge(out)
+    assert not list(tmp_path.glob("*shard*"))
+    assert not list(tmp_path.glob(".*cellfm"))
+    # Whoever wants all of it again says so.
+    for i in (1, 2):
+        cf.embed_file(data, "scgpt", out=out, shard=(i, 2), overwrite=True, **CELLS)
+    assert cf.merge(out)[0].rows == 7
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".h5ad"])
+@pytest.mark.parametrize("removed", [0, 1, 2, 3])
+def test_merge_is_killed_while_it_tidies_up(tmp_path: Path, suffix: str, removed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is complete, some shards are gone: the same command comes to an end, and nothing is left."""
+    data, out = write_cells(tmp_path / "cells.h5ad", 7), tmp_path / f"out{suffix}"
+    for i in (1, 2, 3):
+        cf.embed_file(data, "scgpt", out=out, shard=(i, 3), **CELLS)
+    original, calls = Journal.remove, []
+
+    def remove(self: Journal) -> None:
+        calls.append(self)
+        if len(calls) > removed:
+            raise KeyboardInterrupt
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", remove)
+        patch.setattr(Journal, "__exit__", lambda self, *_: self._lock.release())  # a killed process does not tidy up
+        with pytest.raises(KeyboardInterrupt):
+            cf.merge(out)
+    before = vectors(out, "X_scgpt")
+    (summary,) = cf.merge(out)
+    assert (summary.out, summary.rows, summary.dim) == (out, 7, 32)
+    assert summary.receipt == receipt(out, "X_scgpt")
+    np.testing.assert_array_equal(vectors(out, "X_scgpt"), before)
+    assert sorted(path.name for path in tmp_path.iterdir() if "shard" in path.name or path.name.startswith(".")) == []
+
+
+def test_rows_that_were_taken_out_are_no_complete_result(tmp_path: Path) -> None:
+    data, out = write_cells(tmp_path / "cells.h5ad", 7), tmp_path / "out.h5ad"
+    cf.embed_file(data, "scgpt", out=out, **CELLS)
+    result = ad.read_h5ad(out)
+    result[:5].write_h5ad(out)
+    with pytest.raises(OutputError, match="exists"):
+        cf.embed_file(data, "scgpt", out=out, resume=True, **CELLS)
+
+
 def test_a_model_that_is_fitted_has_no_shards(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fitted to all rows"):
         cf.embed_file(write_cells(tmp_path / "cells.h5ad", 8), "pca", out=tmp_path / "out.npy", shard=(1, 2))
@@ -239,4 +310,4 @@ def test_a_model_that_surveys_the_file_has(tmp_path: Path) -> None:
     cf.embed_file(data, "scfoundation", out=tmp_path / "whole.npy", part_rows=4, **options)
     embed_shards(data, "scfoundation", out, 2, options)
     cf.merge(out)
-    assert_same(out, tmp_path / "whole.npy", "", atol=2e-6)
+    assert_same(out, tmp_path / "whole.npy", "", shards=2, atol=2e-6)

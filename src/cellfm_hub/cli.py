@@ -254,7 +254,10 @@ def embed(
     for summary in summaries:
         _say(summary, modality, seconds)
     if wanted is not None:
-        typer.echo(f"shard {shard} is finished; when all {wanted[1]} are: cellfm merge {out}")
+        if summaries[0].out == out:
+            typer.echo(f"shard {shard}: nothing to do, all shards are merged into {out}")
+        else:
+            typer.echo(f"shard {shard} is finished; when all {wanted[1]} are: cellfm merge {out}")
 
 
 def _say(summary: "Summary", modality: str, seconds: float | None = None) -> None:

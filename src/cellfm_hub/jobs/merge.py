@@ -1,18 +1,20 @@
 """Put the shards of a result together: :func:`merge`."""
 
+import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from cellfm_hub import sinks
 from cellfm_hub.errors import InputError, OutputError
 from cellfm_hub.jobs import in_place
 from cellfm_hub.jobs.fingerprint import Fingerprint, fingerprint
 from cellfm_hub.jobs.finished import Finished
-from cellfm_hub.jobs.journal import Journal, work_folder
+from cellfm_hub.jobs.journal import NAME, Journal, work_folder
 from cellfm_hub.jobs.parts import sha256
-from cellfm_hub.jobs.run import Summary, differences
+from cellfm_hub.jobs.run import SHARDS, Summary, differences
 from cellfm_hub.jobs.shares import Shard, share_of
 
 
@@ -26,7 +28,8 @@ def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> li
     overwrite
         Replace `out`.
     keep
-        Keep the shards; otherwise they are removed when `out` is complete.
+        Keep the shards; otherwise they are removed when `out` is complete. Its receipt says how many there were, in ``shards``: one that is
+        asked for again is then told from one that is missing.
 
     Returns
     -------
@@ -40,13 +43,15 @@ def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> li
         If the shards together do not hold the rows of the data.
     """
     out = Path(out)
-    folders = _shards(out)
     with ExitStack() as stack:
         work = stack.enter_context(Journal(work_folder(out)))
+        done = work.facts.get("merged")
+        if done and not all((out.with_name(name) / NAME).exists() for name in done["folders"]):
+            return _tidy_up(out, work, done)
+        folders = _shards(out)
         journals = [stack.enter_context(Journal(folder)) for folder in folders]
         _check(journals)
-        header = journals[0].header
-        assert header is not None
+        header = _merged_header(journals)
         source = Path(header["data"])
         parts = [(journal.folder, journal.parts[number]) for journal in journals for number in sorted(journal.parts)]
         result = Finished(header, parts, {})
@@ -59,26 +64,53 @@ def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> li
             before = Fingerprint(**header["input"])
             if sinks.same_file(out, source):
                 in_place.drop_leftovers(out, size=before.size, mtime_ns=before.mtime_ns)
-            sinks.check_output(out, source=source, keys=keys, overwrite=overwrite or header["overwrite"], per_token=result.per_token)
+            replacing = overwrite or header["overwrite"] or bool(work.facts.get("writing"))  # by a merge that was interrupted
+            sinks.check_output(out, source=source, keys=keys, overwrite=replacing, per_token=result.per_token)
             if out.suffix in (".h5ad", ".zarr"):
                 _check_source(source, before)
                 work.note(size_before=before.size)
-            sinks.write(out, result, source=source, folder=work.folder)
+            work.note(writing=True)
+            try:
+                sinks.write(out, result, source=source, folder=work.folder)
+            except BaseException:
+                work.note(writing=False)
+                raise
+        removable = [] if keep else journals
+        told = [{"key": s.key, "rows": s.rows, "dim": s.dim, "receipt": s.receipt} for s in summaries]
+        work.note(merged={"folders": [journal.folder.name for journal in removable], "summaries": told})
+        for journal in removable:
+            journal.remove()
         work.remove()
-        if not keep:
-            for journal in journals:
-                journal.remove()
     return summaries
+
+
+def _tidy_up(out: Path, work: Journal, done: Mapping[str, Any]) -> list[Summary]:
+    """Remove the shards that a merge left which was interrupted when the result was complete."""
+    for name in done["folders"]:
+        with Journal(out.with_name(name)) as journal:
+            journal.remove()
+    work.remove()
+    return [Summary(out, **summary) for summary in done["summaries"]]
+
+
+def _merged_header(journals: Sequence[Journal]) -> dict[str, Any]:
+    """Return what the run was; the receipts say that it was done in shards."""
+    header = journals[0].header
+    assert header is not None
+    models = [model | {"receipt": model["receipt"] | {SHARDS: len(journals)}} for model in header["models"]]
+    return header | {"models": models}
 
 
 def _shards(out: Path) -> list[Path]:
     """Find the folders of all shards, in order."""
     found: dict[int, dict[int, Path]] = {}
-    for folder in out.parent.glob(f"{out.name}.shard-*-of-*"):
+    for folder in out.parent.glob(f"{glob.escape(out.name)}.shard-*-of-*"):
         if match := re.fullmatch(rf"{re.escape(out.name)}\.shard-(\d+)-of-(\d+)", folder.name):
             found.setdefault(int(match[2]), {})[int(match[1])] = folder
     if not found:
         msg = f"there are no shards of {out} ({out.name}.shard-1-of-…); make them with 'cellfm embed DATA -o {out} --shard 1/8' and so on"
+        if out.exists():
+            msg += f"; {out} is there, and if they were merged into it already, there is nothing to do"
         raise OutputError(msg)
     if len(found) > 1:
         msg = f"there are shards of {out} of {' and of '.join(map(str, sorted(found)))}; remove those that are not wanted"

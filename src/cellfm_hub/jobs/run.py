@@ -32,6 +32,9 @@ from cellfm_hub.suitability import check_origin, check_suits
 
 logger = logging.getLogger("cellfm_hub")
 
+SHARDS = "shards"
+"""In the receipt of a merged result: how many there were."""
+
 REDO = "redo.npz"
 """In the work folder: see :mod:`cellfm_hub.jobs.in_place`."""
 
@@ -304,15 +307,18 @@ class Run:
                 self.spec = replace(self.spec, update=False)  # all is new
             if journal.header is not None:
                 self._look_at_leftovers(journal, part_rows_given=part_rows_given)
-            there = self.out.exists() and self.shard is None
+            there = self.out.exists()
             ours = bool(journal.facts.get("writing"))  # what is there was written by the run that is resumed
             replacing = self.overwrite or self.spec.update or ours or bool(journal.header and journal.header["overwrite"])
+            replacing |= self.shard is not None and journal.header is not None  # when all are merged is the time to ask
+            if there and self.shard is not None and not replacing and not self.resume:
+                self._check_not_merged()
             if not (self.resume and journal.header is None and there):
-                self._check_output(overwrite=replacing or self.shard is not None)
+                self._check_output(overwrite=replacing)
             with self._computing() as computing:
                 header = self._header(computing)
                 if written and journal.header is not None:
-                    self._require_same(journal.header, header)
+                    self._require_same(journal, header)
                     return self._end(journal)
                 if self.resume and journal.header is None and there and not replacing:
                     complete = self._complete(header)
@@ -348,9 +354,21 @@ class Run:
                 in_place.drop_leftovers(self.out, size=before.size, mtime_ns=before.mtime_ns)
         elif self.overwrite or not kept:
             journal.header, journal.parts, journal.fitted, journal.facts = None, {}, {}, {}
+        elif journal.facts.get("complete"):
+            msg = f"{_named(self.shard)} is finished ({journal.rows:,} rows in {self.spec.folder}); when all are, put them together with:"
+            msg += f" cellfm merge {self.out}; pass --resume to leave it as it is, or --overwrite to compute it again"
+            raise OutputError(msg)
         else:
             msg = f"{self.spec.folder} holds {journal.rows:,} finished rows of an interrupted run;"
             msg += " pass --resume to go on with it, or --overwrite to begin anew"
+            raise OutputError(msg)
+
+    def _check_not_merged(self) -> None:
+        """See that a shard is still wanted: one that is computed after all were merged would belong to nothing."""
+        stored = [read_stored(self.out, key) for key in self.keys]
+        if all(found is not None and SHARDS in found.receipt for found in stored):
+            msg = f"{self.out} is finished, merged from shards, {_named(self.shard)} among them; pass --resume to leave it as it is,"
+            msg += " or --overwrite to compute the shards again"
             raise OutputError(msg)
 
     @contextmanager
@@ -398,6 +416,8 @@ class Run:
                 expected.pop(name, None)
             if stored is None or any(stored.receipt.get(name) != value for name, value in expected.items()):
                 return None
+            if not self.per_token and stored.rows != stored.receipt["n_rows"]:  # some were taken out of it
+                return None
             summaries.append(Summary(self.out, model["key"], int(stored.receipt["n_rows"]), stored.width, stored.receipt))
         return summaries
 
@@ -409,13 +429,13 @@ class Run:
             keep = [path.name for path in self.spec.folder.glob("known-*.npy")] if self.spec.update else []
             journal.begin(header, keep=keep)
             return self._pending(journal, {})
-        self._require_same(journal.header, header)
+        self._require_same(journal, header)
         before = Fingerprint(**journal.header["input"])
         broken = bool(journal.facts.get("broken"))
         changed = not before.same_content(self.input) or journal.header["rows"] != header["rows"]
         touched = not before.whole and before.mtime_ns != self.input.mtime_ns
         if changed and not broken:
-            msg = f"{self.spec.data} is not the file that the interrupted run in {self.spec.folder} began with (its size or content"
+            msg = f"{self.spec.data} is not the file that {_told(journal)} in {self.spec.folder} began with (its size or content"
             msg += " changed); bring that one back, or pass --overwrite to begin anew"
             raise InputError(msg)
         if changed or touched:
@@ -439,10 +459,11 @@ class Run:
         logger.info("%d of %s rows are finished already", journal.rows, self._rows(header) or "?")
         return self._pending(journal, check)
 
-    def _require_same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def _require_same(self, journal: Journal, now: Mapping[str, Any]) -> None:
         """See that the run to be resumed is the one that is asked for."""
-        if wrong := differences(before, now):
-            msg = f"the interrupted run in {self.spec.folder} was another one: {'; '.join(wrong[:3])};"
+        assert journal.header is not None
+        if wrong := differences(journal.header, now):
+            msg = f"{_told(journal)} in {self.spec.folder} was another one: {'; '.join(wrong[:3])};"
             msg += " give the same options to go on with it, or pass --overwrite to begin anew"
             raise OutputError(msg)
 
@@ -621,6 +642,14 @@ class _Pending:
             self._next += 1
             if number not in self._finished:
                 yield self._check.get(number, Wanted(number))
+
+
+def _told(journal: Journal) -> str:
+    return "the finished shard" if journal.facts.get("complete") else "the interrupted run"
+
+
+def _named(shard: Shard | None) -> str:
+    return "the run" if shard is None else f"shard {shard[0]} of {shard[1]}"
 
 
 def _whole(folder: Path, part: Part) -> bool:
