@@ -22,7 +22,9 @@ that line on standard error and exit code 1; a ``UsageError`` exit code 2.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,6 +89,21 @@ class UsageError(InputError):
 
 class OutputError(CellFMError, OSError):
     """A result cannot be written."""
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def cannot_write(place: Path, error: OSError) -> OutputError:
+    """Say why a place cannot be written, and what to do: free space only where there is none.
+
+    An error that the hub itself raised is returned as it is: some of them are OSErrors too, but have their own story to tell.
+    """
+    if isinstance(error, OutputError):
+        return error
+    full = error.errno in _NO_ROOM or "No space left" in str(error)
+    step = "free space there, or choose another place with -o" if full else "choose another place with -o"
+    return OutputError(f"{place} cannot be written: {error.strerror or ' '.join(str(error).split())}; {step}")
 
 
 class DeviceError(CellFMError, RuntimeError):

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from cellfm_hub.blocks import Vectors
-from cellfm_hub.errors import OutputError
+from cellfm_hub.errors import OutputError, cannot_write
 from cellfm_hub.jobs import beside
 from cellfm_hub.jobs.durable import sync, sync_folder
 from cellfm_hub.jobs.in_place import changing, hdf5_file
+from cellfm_hub.jobs.stored import facts_key, pack
 
 if TYPE_CHECKING:
     from cellfm_hub.jobs.finished import Finished
@@ -29,7 +30,7 @@ CHUNK_BYTES = 2**20
 """Vectors in ``.h5ad`` and ``.zarr`` are stored in chunks of about this size."""
 
 MOST_CONTENT_IN_PARQUET = 1_000_000
-"""Tables with more rows do not say what the rows were made from: 16 bytes per row would make the end of the file, read as a whole by every
+"""Tables with more rows do not say what the rows were made from: 24 bytes per row would make the end of the file, read as a whole by every
 reader, too long."""
 
 
@@ -128,7 +129,8 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
     What the models saw of each cell, where that was asked for, goes to ``obs``, named by the key; into ``.parquet`` behind the dimensions;
     beside an ``.npy`` into ``.qc.parquet``.
 
-    What each row was made from (see :mod:`cellfm_hub.jobs.content`) is kept in ``uns["cellfm_rows"]``, the metadata, or ``.rows.npz``.
+    What each row was made from (see :mod:`cellfm_hub.jobs.content`) is kept in ``obsm["cellfm_rows_" + key]``, so that it stays beside its
+    row whatever is done to the rows; in the metadata of a table; or in ``.rows.npz``. It is for ``update`` alone.
 
     Parameters
     ----------
@@ -176,9 +178,9 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
             _replace(growing, out)
         sync_folder(out.parent)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        msg = f"{out} cannot be written: {error.strerror or error}; free space or choose another place with -o"
+        raise cannot_write(out, error) from error
+    except (TypeError, ValueError, LookupError, RuntimeError, NotImplementedError) as error:  # of AnnData, HDF5 or numpy: not the disk
+        msg = f"{out} cannot be written as {out.suffix} ({' '.join(str(error).split())}); choose another format with -o, or mend {source}"
         raise OutputError(msg) from error
 
 
@@ -215,24 +217,24 @@ def _add_to_h5ad(file: h5py.File, result: "Finished") -> None:
 
     obs = file["obs"]
     result.check_names(pd.Index(read_elem(obs[obs.attrs["_index"]])))
-    for parent, name in (("/", "obsm"), ("/", "uns"), ("uns", "cellfm"), ("uns", "cellfm_rows")):
+    for parent, name in (("/", "obsm"), ("/", "uns"), ("uns", "cellfm")):
         if name not in file[parent]:
             write_elem(file[parent], name, {})
-    receipts, of_rows = file["uns/cellfm"], file["uns/cellfm_rows"]
+    receipts, obsm = file["uns/cellfm"], file["obsm"]
     for place, model in enumerate(result.models):
-        obsm, rows = file["obsm"], _chunk_rows(model.width)
-        # Under another name first: HDF5 would put the new vectors into the room of the old ones, and a crash could leave neither.
-        array = obsm.create_dataset(
-            f".{model.key}", (result.rows, model.width), np.float32, chunks=(min(rows, result.rows), model.width), track_times=False
-        )
-        _fill(array, result.vectors(place))
-        for group in (obsm, receipts, of_rows):
-            if model.key in group:
-                del group[model.key]
-        obsm.move(f".{model.key}", model.key)
+        for key, pieces, width, dtype in _arrays_of(result, place):
+            # Under another name first: HDF5 would put the new array into the room of the old one, and a crash could leave neither.
+            chunks = (min(_chunk_rows(width), result.rows), width)
+            _fill(obsm.create_dataset(f".{key}", (result.rows, width), dtype, chunks=chunks, track_times=False), pieces)
+        for key in (model.key, facts_key(model.key)):
+            if key in obsm:
+                del obsm[key]
+            if f".{key}" in obsm:
+                obsm.move(f".{key}", key)
+        if model.key in receipts:
+            del receipts[model.key]
         write_elem(receipts, model.key, model.receipt)
-        if about := _rows_of(result, place):
-            write_elem(of_rows, model.key, about)
+        _drop_stale_rows(file, model.key)
     columns = result.qc_columns()
     for name, column in columns.items():
         write_elem(obs, name, column)
@@ -246,24 +248,41 @@ def _write_zarr(growing: Path, source: Path, result: "Finished") -> None:
 
     annotation = _annotation(source, result)
     annotation.uns["cellfm"] = {model.key: model.receipt for model in result.models}
-    annotation.uns["cellfm_rows"] = {m.key: about for place, m in enumerate(result.models) if (about := _rows_of(result, place))}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Writing zarr v2 data")  # whichever format AnnData writes, readers know both
         annotation.write_zarr(growing)
     # The summary of all metadata that AnnData wrote must not be used while arrays are added, and is then written again.
     direct: dict[str, Any] = {"use_consolidated": False} if int(zarr.__version__.split(".")[0]) >= 3 else {}
     obsm: Any = zarr.open_group(str(growing), mode="r+", **direct)["obsm"]
-    for place, model in enumerate(result.models):
-        create = getattr(obsm, "create_array", None) or obsm.create_dataset  # zarr 3, zarr 2
-        rows = min(_chunk_rows(model.width), result.rows)
-        _fill(create(model.key, shape=(result.rows, model.width), chunks=(rows, model.width), dtype="float32"), result.vectors(place))
+    create = getattr(obsm, "create_array", None) or obsm.create_dataset  # zarr 3, zarr 2
+    for place in range(len(result.models)):
+        for key, pieces, width, dtype in _arrays_of(result, place):
+            chunks = (min(_chunk_rows(width), result.rows), width)
+            _fill(create(key, shape=(result.rows, width), chunks=chunks, dtype=dtype), pieces)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")  # of zarr's format 3: a plan of theirs
         zarr.consolidate_metadata(str(growing))
 
 
-def _fill(array: Any, pieces: Iterable[Vectors]) -> None:
-    """Write vectors into an array on disk, marked as AnnData marks them."""
+def _arrays_of(result: "Finished", place: int) -> Iterator[tuple[str, Iterable[NDArray[Any]], int, str]]:
+    """Give the arrays of a model for ``obsm``: key, content in pieces, width and type."""
+    model = result.models[place]
+    yield model.key, result.vectors(place), model.width, "float32"
+    if (facts := result.row_facts(place)) is not None:
+        yield facts_key(model.key), map(pack, facts), 6, "uint32"
+
+
+def _drop_stale_rows(file: h5py.File, key: str) -> None:
+    """Remove what versions before 0.1 wrote about the rows of a key: in ``uns``, where it does not follow them."""
+    of_rows = file.get("uns/cellfm_rows", {})
+    if key in of_rows:
+        del of_rows[key]
+        if not of_rows:
+            del file["uns/cellfm_rows"]
+
+
+def _fill(array: Any, pieces: Iterable[NDArray[Any]]) -> None:
+    """Write rows into an array on disk, marked as AnnData marks them."""
     array.attrs["encoding-type"], array.attrs["encoding-version"] = "array", "0.2.0"
     start = 0
     for piece in pieces:
@@ -289,9 +308,10 @@ def _annotation(source: Path, result: "Finished") -> Any:
     return AnnData(obs=pd.DataFrame(result.qc_columns(), index=names))
 
 
-def _rows_of(result: "Finished", place: int) -> dict[str, Any] | None:
-    content = result.content(place)
-    return None if content is None else {"content": content, "sha256": result.vectors_sha256(place)}
+def _packed_facts(result: "Finished") -> NDArray[np.uint32] | None:
+    """Return what the rows of the only model were made from: 24 bytes per row."""
+    facts = result.row_facts(0)
+    return None if facts is None else np.concatenate([pack(some) for some in facts])
 
 
 # Tables and arrays
@@ -301,9 +321,8 @@ def _write_parquet(growing: Path, result: "Finished") -> None:
     import pyarrow.parquet as pq
 
     metadata = {b"cellfm": json.dumps(result.models[0].receipt).encode()}
-    if not result.per_token and result.rows <= MOST_CONTENT_IN_PARQUET and (about := _rows_of(result, 0)):
-        packed = about | {"content": base64.b64encode(about["content"].tobytes()).decode()}
-        metadata[b"cellfm_rows"] = json.dumps(packed).encode()
+    if not result.per_token and result.rows <= MOST_CONTENT_IN_PARQUET and (facts := _packed_facts(result)) is not None:
+        metadata[b"cellfm_rows"] = json.dumps({"facts": base64.b64encode(facts.tobytes()).decode()}).encode()
     writer = None
     with growing.open("wb") as file:
         for table in result.tables() if result.per_token else _vector_tables(result):
@@ -331,9 +350,10 @@ def _write_npy(growing: Path, result: "Finished") -> None:
         for names in result.names():
             file.writelines(f"{name}\n" for name in names)
     growing.with_suffix(beside.RECEIPT).write_text(json.dumps(model.receipt, indent=1), encoding="utf-8")
-    if about := _rows_of(result, 0):
+    facts = _packed_facts(result)
+    if facts is not None:
         with growing.with_suffix(beside.ROWS).open("wb") as binary:
-            np.savez(binary, **about)
+            np.savez(binary, facts=facts)
     if columns := result.qc_columns():
         index = pd.Index([name for names in result.names() for name in names], name="id")
         pd.DataFrame(columns, index=index).to_parquet(growing.with_suffix(beside.QC))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cellfm_hub.blocks import TokenBlock
+from cellfm_hub.blocks import TokenBlock, Vectors
 from cellfm_hub.kernels import compiled
 from cellfm_hub.reading import Prepared
 from cellfm_hub.seeding import splitmix64
@@ -16,6 +16,9 @@ from cellfm_hub.sources.sequences import SequenceBlock
 
 Content = NDArray[np.uint64]
 """``(n, 2)``."""
+
+RowFacts = NDArray[np.uint64]
+"""``(n, 3)``: the content of each row, and a hash of the vector that was computed from it."""
 
 
 @compiled
@@ -53,6 +56,28 @@ def token_content(block: TokenBlock) -> Content:
     out = np.zeros((inputs, 2), dtype=np.uint64)
     _hash_rows(np.stack(columns).view(np.uint64), tokens.offsets, of_input.astype(np.int64), salts, out)
     return out
+
+
+def vector_hashes(vectors: Vectors) -> NDArray[np.uint64]:
+    """Hash each vector, as float32, to 64 bits: a vector that somebody changed has another hash."""
+    bits = np.ascontiguousarray(vectors, dtype=np.float32).view(np.uint32)
+    hashes = np.empty(len(bits), dtype=np.uint64)
+    _hash_vectors(bits, hashes)
+    return hashes
+
+
+@compiled
+def _hash_vectors(bits: NDArray[np.uint32], out: NDArray[np.uint64]) -> None:
+    for row in range(len(bits)):
+        state = np.uint64(0)
+        for i in range(bits.shape[1]):
+            state = splitmix64(state ^ np.uint64(bits[row, i]))
+        out[row] = state
+
+
+def row_facts(content: Content, vectors: Vectors) -> RowFacts:
+    """Say of each row what its vector was made from, and which vector that was."""
+    return np.column_stack([content, vector_hashes(vectors)])
 
 
 def digest(blocks: Sequence[Sequence[Prepared]], contents: Sequence[Sequence[Content | None]]) -> str:

@@ -1,12 +1,10 @@
 """Finished parts, read back in order as one result."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -14,7 +12,7 @@ from cellfm_hub.blocks import Vectors
 from cellfm_hub.errors import InputError
 from cellfm_hub.jobs import beside
 from cellfm_hub.jobs import parts as files
-from cellfm_hub.jobs.content import Content
+from cellfm_hub.jobs.content import Content, RowFacts, row_facts
 from cellfm_hub.jobs.journal import Part
 from cellfm_hub.qc import CellQuality
 from cellfm_hub.receipt import Receipt, Tally
@@ -138,16 +136,15 @@ class Finished:
             for folder, part in self._parts:
                 yield files.read_vectors(folder / part.file, place)
 
-    def vectors_sha256(self, place: int) -> str:
-        """Hash all vectors of a model."""
-        return hash_vectors(self.vectors(place))
-
-    def content(self, place: int) -> Content | None:
-        """Return the hashes of all rows as a model sees them: 16 bytes per row."""
-        if place in self._fitted:
+    def row_facts(self, place: int) -> Iterator[RowFacts] | None:
+        """Give what each vector of a model was made from, in the same pieces; ``None`` where the model does not say."""
+        if place in self._fitted or self.per_token or not self._parts or self._content(place, 0) is None:
             return None
-        found = [files.read_content(folder / part.file, place) for folder, part in self._parts]
-        return None if found[0] is None else np.concatenate([content for content in found if content is not None])
+        return (row_facts(self._content(place, i), vectors) for i, vectors in enumerate(self.vectors(place)))  # type: ignore[arg-type]
+
+    def _content(self, place: int, number: int) -> Content | None:
+        folder, part = self._parts[number]
+        return files.read_content(folder / part.file, place)
 
     def cells(self, place: int) -> CellQuality:
         """Return what a model saw of each cell: nine bytes per row."""
@@ -173,11 +170,3 @@ class Finished:
 
 
 _ANEW = "nothing was written; compute them anew with --overwrite"
-
-
-def hash_vectors(pieces: Iterator[Vectors]) -> str:
-    """Return the SHA-256 of vectors that come in pieces."""
-    found = hashlib.sha256()
-    for piece in pieces:
-        found.update(np.ascontiguousarray(piece, dtype=np.float32).data)
-    return found.hexdigest()

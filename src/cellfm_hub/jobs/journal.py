@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from cellfm_hub.errors import OutputError
+from cellfm_hub.errors import OutputError, cannot_write
 from cellfm_hub.jobs.durable import sync, sync_folder
 
 NAME = "journal.jsonl"
@@ -77,10 +77,7 @@ class Journal:
             msg = f"{self.folder} is in use: another process writes the same result; wait for it, or choose another name with -o"
             raise OutputError(msg) from error
         except OSError as error:
-            if isinstance(error, OutputError):
-                raise
-            msg = f"{self.folder} cannot be written: {error.strerror or error}; choose another place with -o"
-            raise OutputError(msg) from error
+            raise cannot_write(self.folder, error) from error
         self._read()
         return self
 

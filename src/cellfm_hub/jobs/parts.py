@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cellfm_hub.blocks import Vectors
-from cellfm_hub.errors import OutputError
+from cellfm_hub.errors import CellFMError, cannot_write
 from cellfm_hub.jobs.content import Content
 from cellfm_hub.jobs.durable import durably
 from cellfm_hub.qc import COLUMNS, CellQuality
@@ -28,9 +28,10 @@ def _writing(path: Path) -> Iterator[Path]:
     try:
         with durably(path) as temporary:
             yield temporary
+    except CellFMError:  # of a computation while it is written: some are OSErrors too
+        raise
     except OSError as error:
-        msg = f"{path.parent} cannot be written: {error.strerror or error}; free space there, or choose another place with -o"
-        raise OutputError(msg) from error
+        raise cannot_write(path.parent, error) from error
 
 
 def write_vectors(

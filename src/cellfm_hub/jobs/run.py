@@ -11,7 +11,7 @@ from cellfm_hub import sinks
 from cellfm_hub._progress import progress_bar
 from cellfm_hub.api import default_key
 from cellfm_hub.engine.device import Precision, choose_devices
-from cellfm_hub.errors import CellFMError, InputError, OutputError, UsageError
+from cellfm_hub.errors import CellFMError, InputError, OutputError, UsageError, cannot_write
 from cellfm_hub.jobs import in_place, known
 from cellfm_hub.jobs.fingerprint import Fingerprint, fingerprint, stamp
 from cellfm_hub.jobs.finished import Finished
@@ -328,8 +328,7 @@ class Run:
                 try:
                     wanted = self._begin(journal, header)
                 except OSError as error:
-                    msg = f"{self.spec.folder} cannot be written: {error.strerror or error}; free space or choose another place with -o"
-                    raise OutputError(msg) from error
+                    raise cannot_write(self.spec.folder, error) from error
                 self._compute(journal, computing, wanted)
             return self._end(journal)
 
@@ -523,8 +522,7 @@ class Run:
         except CellFMError as error:
             raise self._explained(error, journal) from error
         except OSError as error:
-            msg = f"{self.spec.folder} cannot be written: {error.strerror or error}"
-            raise self._explained(OutputError(msg), journal) from error
+            raise self._explained(cannot_write(self.spec.folder, error), journal) from error
 
     def _take(self, journal: Journal, pending: "_Pending", done: Done, advance: Any) -> None:
         if done.total is not None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from cellfm_hub.blocks import Vectors
 from cellfm_hub.errors import OutputError
-from cellfm_hub.jobs.content import Content
-from cellfm_hub.jobs.finished import SLICE, hash_vectors
+from cellfm_hub.jobs.content import RowFacts
+from cellfm_hub.jobs.finished import SLICE
 from cellfm_hub.receipt import Receipt
 
 
@@ -25,15 +26,30 @@ class Stored:
     receipt: Receipt
     rows: int
     width: int
-    content: Content | None
-    """What each row was made from, if the file says so."""
-    sha256: str | None
-    """Of the vectors as they were written, likewise."""
+    facts: RowFacts | None
+    """What vectors were made from, if the file says so: of those that were written there, whatever became of the rows since."""
     vectors: Callable[[], Iterator[Vectors]]
 
-    def intact(self) -> bool:
-        """Whether the vectors are those that were written."""
-        return self.sha256 == hash_vectors(self.vectors()) and self.content is not None and len(self.content) == self.rows
+
+def facts_key(key: str) -> str:
+    """Return the key in ``obsm`` under which stands what the rows of an embedding were made from.
+
+    There AnnData takes it along when rows are chosen, shuffled or put together. It is no embedding: its name does not begin with ``X_``.
+    """
+    return f"cellfm_rows_{key}"
+
+
+def pack(facts: RowFacts) -> NDArray[np.uint32]:
+    """Return facts as ``(n, 6)`` uint32, which also a float64 holds exactly: AnnData makes it one where it fills in missing rows."""
+    return np.ascontiguousarray(facts, dtype="<u8").view("<u4")
+
+
+def unpack(packed: NDArray[Any]) -> RowFacts | None:
+    """Take back what :func:`pack` gave, without rows that were filled in; ``None`` if it is something else."""
+    if packed.ndim != 2 or packed.shape[1] != 6 or packed.dtype.kind not in "uf":
+        return None
+    known = packed[np.isfinite(packed).all(axis=1)]
+    return np.ascontiguousarray(known, dtype="<u4").view("<u8").astype(np.uint64)
 
 
 def read_stored(path: Path, key: str) -> Stored | None:
@@ -83,9 +99,12 @@ def _from_group(path: Path, group: Any, key: str) -> Stored | None:
     if f"obsm/{key}" not in group or f"uns/cellfm/{key}" not in group:
         return None
     receipt = {name: _plain(value) for name, value in read_elem(group[f"uns/cellfm/{key}"]).items()}
-    rows = read_elem(group[f"uns/cellfm_rows/{key}"]) if f"uns/cellfm_rows/{key}" in group else {}
-    n, width = group[f"obsm/{key}"].shape
-    return Stored(path, receipt, int(n), int(width), rows.get("content"), rows.get("sha256"), lambda: iter(()))
+    shape: tuple[int, ...] = getattr(group[f"obsm/{key}"], "shape", ())
+    if len(shape) != 2:  # a table or a sparse matrix, which is not the hub's
+        return None
+    packed = group.get(f"obsm/{facts_key(key)}")
+    facts = unpack(packed[:]) if hasattr(packed, "shape") else None
+    return Stored(path, receipt, int(shape[0]), int(shape[1]), facts, lambda: iter(()))
 
 
 def _slices(array: Any) -> Iterator[Vectors]:
@@ -102,14 +121,14 @@ def _from_parquet(path: Path, _key: str) -> Stored | None:
     if b"cellfm" not in metadata:
         return None
     about = json.loads(metadata.get(b"cellfm_rows", b"{}"))
-    content = np.frombuffer(base64.b64decode(about["content"]), np.uint64).reshape(-1, 2) if about else None
+    facts = unpack(np.frombuffer(base64.b64decode(about["facts"]), "<u4").reshape(-1, 6)) if "facts" in about else None
 
     def vectors() -> Iterator[Vectors]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(SLICE, columns=columns):
                 yield np.column_stack([column.to_numpy() for column in batch.columns])
 
-    return Stored(path, json.loads(metadata[b"cellfm"]), rows, len(columns), content, about.get("sha256"), vectors)
+    return Stored(path, json.loads(metadata[b"cellfm"]), rows, len(columns), facts, vectors)
 
 
 def _from_npy(path: Path, _key: str) -> Stored | None:
@@ -117,12 +136,12 @@ def _from_npy(path: Path, _key: str) -> Stored | None:
     if not receipt.is_file():
         return None
     array = np.load(path, mmap_mode="r")
-    content = sha256 = None
+    facts = None
     if rows.is_file():
         with np.load(rows) as about:
-            content, sha256 = about["content"], str(about["sha256"])
+            facts = unpack(about["facts"]) if "facts" in about else None
     n, width = array.shape
-    return Stored(path, json.loads(receipt.read_text(encoding="utf-8")), n, width, content, sha256, lambda: _slices(array))
+    return Stored(path, json.loads(receipt.read_text(encoding="utf-8")), n, width, facts, lambda: _slices(array))
 
 
 def _plain(value: Any) -> Any:
