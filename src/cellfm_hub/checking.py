@@ -31,23 +31,20 @@ from cellfm_hub.qc import row_sums
 from cellfm_hub.reading import CellInput, Input, SequenceInput, Task
 from cellfm_hub.receipt import Tally
 from cellfm_hub.registry import Entry, registry
-from cellfm_hub.request import check_modality
+from cellfm_hub.request import EncodeOptions, check_modality
 from cellfm_hub.sequences import BaseCounts, Long, clean
 from cellfm_hub.sources.cells import CellData, count_blocks, find_counts, open_cells
 from cellfm_hub.sources.counts import MatrixValues, describe_matrices
 from cellfm_hub.sources.genome import WINDOW
-from cellfm_hub.sources.sequences import check_places, sequence_blocks
+from cellfm_hub.sources.sequences import check_not_empty, check_places, sequence_blocks
 from cellfm_hub.sources.some_rows import spread, take_rows
+from cellfm_hub.suitability import check_suits, modality_of
 
 ALL_CELLS_UP_TO, STRETCHES, STRETCH = 20_000, 32, 256
 """Of more cells than this, so many stretches of so many cells are looked at, spread evenly over the data."""
 
 TOKENIZED_BASES = 20_000_000
 """Letters are counted in all sequences; tokens in the first so many bases."""
-
-SEQUENCE_SUFFIXES = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas", ".fq", ".fastq", ".bed", ".narrowpeak", ".broadpeak", ".vcf")
-
-CELL_SUFFIXES = (".h5ad", ".zarr", ".h5mu", ".loom", ".h5", ".mtx", ".csv", ".tsv", ".txt")
 
 Verdict = Literal["ok", "warn", "refuse"]
 
@@ -316,38 +313,31 @@ def check(
         msg = "checkpoint, revision and options are those of a model; name it"
         raise InputError(msg)
     own = [{o: of_model(o, value, name, names, several=not isinstance(model, str)) for o, value in given.items()} for name in names]
-    modality = _modality(data, [registry().find(name) for name in names])
-    check_modality(
-        f"data that hold {modality}s", modality, layer=layer, gene_ids=gene_ids, species=species, long=long, genome=genome, window=window
-    )
+    entries = [registry().find(name) for name in names]
+    modality = modality_of(data) or (entries[0].modality if entries else "cell")
+    encode = EncodeOptions(layer=layer, gene_ids=gene_ids, species=species, long=long, genome=genome, window=window)
+    check_modality(f"data that hold {modality}s", modality, **encode)
     if modality == "sequence":
         check_places(data, genome, window)
     names = names or [name for name, e in registry().checkpoints.items() if e.checkpoint.default and e.modality == modality]
     of_all = _Asked(layer, gene_ids, species, choose_device(device), precision, long, genome, window)
     drafts = [_Draft(name, replace(of_all, **own[i]) if own else of_all) for i, name in enumerate(names)]
+    for draft in drafts:
+        with draft.refusing():
+            check_suits(data, draft.name, draft.entry, **encode)
     facts: CellFacts | SequenceFacts
     if modality == "sequence":
         origin = str(data) if isinstance(data, str | Path) else f"a {type(data).__name__}"
         facts, sample = _look_at_sequences(data, of_all)
-        models = [_check_sequences(draft, facts, sample) for draft in drafts]
+        models = [draft.refused() if draft.error else _check_sequences(draft, facts, sample) for draft in drafts]
     else:
         with open_cells(data, None, "check") as cells:
             origin = cells.origin
             looked_at = spread(len(cells), all_up_to=ALL_CELLS_UP_TO, stretches=STRETCHES, length=STRETCH)
             some = cells if looked_at == [(0, len(cells))] else take_rows(cells, looked_at)
             facts, guess = _look_at_cells(cells, some, of_all)
-            models = [_check_cells(draft, facts, some, guess) for draft in drafts]
+            models = [draft.refused() if draft.error else _check_cells(draft, facts, some, guess) for draft in drafts]
     return Report(origin, modality, facts, tuple(models), str(of_all.device))
-
-
-def _modality(data: Any, entries: Sequence[Entry]) -> Modality:
-    """Tell cells from sequences: by the kind of object, by the name of the file, else by what the named models read."""
-    if not isinstance(data, str | Path):
-        return "cell" if hasattr(data, "obs") or not hasattr(data, "__iter__") else "sequence"
-    name = Path(data).name.lower().removesuffix(".gz")
-    if name.endswith(SEQUENCE_SUFFIXES):
-        return "sequence"
-    return entries[0].modality if entries and not name.endswith(CELL_SUFFIXES) else "cell"
 
 
 # Cells
@@ -404,8 +394,6 @@ def _identifiers(column: str, ids: Sequence[str]) -> IdentifierFacts:
 
 def _check_cells(draft: "_Draft", facts: CellFacts, some: CellData, guess: SpeciesGuess) -> ModelReport:
     entry, asked = draft.entry, draft.asked
-    if entry.modality != "cell":
-        return draft.refused(f"{entry.name} is a model of sequences, the data are cells")
     adapter_class = entry.adapter_class()
     with draft.refusing():
         draft.open()
@@ -449,22 +437,36 @@ def _check_cells(draft: "_Draft", facts: CellFacts, some: CellData, guess: Speci
 # Sequences
 
 
-def _look_at_sequences(data: Any, asked: _Asked) -> tuple[SequenceFacts, dict[str, str]]:
-    """Read all sequences; return the facts, and those that are to be tokenized under names of their own."""
+@dataclass
+class _Sample:
+    """Sequences that are to be tokenized."""
+
+    sequences: dict[str, str] = field(default_factory=dict)
+    """Under names of their own."""
+    longest: dict[str, str] = field(default_factory=dict)
+    """The longest of all others, if there are any."""
+
+
+def _look_at_sequences(data: Any, asked: _Asked) -> tuple[SequenceFacts, _Sample]:
+    """Read all sequences; return the facts, and a sample."""
     counts, names, lengths = BaseCounts(), array("q"), array("q")
-    sample: dict[str, str] = {}
-    problems, sampled = list[str](), 0
+    sample = _Sample()
+    problems, sampled, longest = list[str](), 0, 0
     try:
         for block in sequence_blocks(data, genome=asked.genome, window=asked.window):
             block = block if block.alternatives is None else block.alleles_as_rows()
             names.extend(map(hash, block.names))
             for name, sequence in zip(block.names, block.sequences, strict=True):
                 if sampled < TOKENIZED_BASES:
-                    sample[name if name not in sample else f"{name} (record {len(lengths)})"] = sequence
+                    sample.sequences[name if name not in sample.sequences else f"{name} (record {len(lengths)})"] = sequence
                     sampled += len(sequence)
+                elif len(sequence) > longest:
+                    sample.longest, longest = {name: sequence}, len(sequence)
                 lengths.append(len(sequence))
             try:
                 clean(block.names, block.sequences, "upper", counts)
+                if not isinstance(data, str | Path):  # in a list it is a slip rather than data
+                    check_not_empty(block.names, block.sequences)
             except SequenceError as error:
                 problems.append(str(error))
     except InputError as error:
@@ -473,7 +475,7 @@ def _look_at_sequences(data: Any, asked: _Asked) -> tuple[SequenceFacts, dict[st
         problems.append(str(error))
     return SequenceFacts(
         sequences=len(lengths),
-        looked_at=len(sample),
+        looked_at=len(sample.sequences),
         problem=problems[0] if problems else None,
         length=Spread.of(np.array(lengths)),
         bases=counts.bases,
@@ -485,12 +487,11 @@ def _look_at_sequences(data: Any, asked: _Asked) -> tuple[SequenceFacts, dict[st
     ), sample
 
 
-def _check_sequences(draft: "_Draft", facts: SequenceFacts, sample: dict[str, str]) -> ModelReport:
-    entry, asked = draft.entry, draft.asked
-    if entry.modality != "sequence":
-        return draft.refused(f"{entry.name} is a model of cells, the data are sequences")
+def _check_sequences(draft: "_Draft", facts: SequenceFacts, sample: _Sample) -> ModelReport:
+    asked = draft.asked
     if facts.problem is not None:
-        return draft.refused(facts.problem)
+        draft.error = facts.problem
+        return draft.refused()
     lengths: NDArray[np.int64] = np.empty(0, np.int64)
     with draft.refusing():
         draft.open()
@@ -500,15 +501,16 @@ def _check_sequences(draft: "_Draft", facts: SequenceFacts, sample: dict[str, st
         elif draft.embedder is not None and isinstance(draft.embedder.adapter, TokenAdapter):
             limited = asked.long == "error" and not draft.embedder.adapter.unlimited
             request = draft.embedder.request(long="truncate" if limited else asked.long, on_empty="nan")
-            tally, lengths = _count_tokens(SequenceInput(sample, [Task(draft.embedder, request)]))
+            tally, lengths = _count_tokens(SequenceInput(sample.sequences, [Task(draft.embedder, request)]))
             draft.found |= {"truncated": tally.truncated, "empty": tally.empty, "max_tokens": draft.embedder.adapter.max_tokens}
-            if limited and tally.truncated:
+            too_long = sample.sequences if tally.truncated else sample.longest
+            if limited and too_long:
                 strict = draft.embedder.request(on_empty="nan")
-                _count_tokens(SequenceInput(sample, [Task(draft.embedder, strict)]))  # raises, and says what to do
+                _count_tokens(SequenceInput(too_long, [Task(draft.embedder, strict)]))  # raises if one is, and says what to do
             draft.warnings += [*said, *tally.warnings()]
         else:
             draft.found |= {"truncated": 0, "empty": facts.empty}
-    return draft.report(lengths, stand_for=facts.sequences / len(sample))
+    return draft.report(lengths, stand_for=facts.sequences / len(sample.sequences))
 
 
 # Reports of models
@@ -552,9 +554,8 @@ class _Draft:
         except CellFMError as error:
             self.error = str(error)
 
-    def refused(self, reason: str) -> ModelReport:
-        """Finish with a refusal."""
-        self.error = reason
+    def refused(self) -> ModelReport:
+        """Finish with the refusal that was taken down."""
         return self.report(np.empty(0), stand_for=0)
 
     def report(self, lengths: NDArray[Any], *, stand_for: float) -> ModelReport:

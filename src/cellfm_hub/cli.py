@@ -200,7 +200,6 @@ def embed(
     }
     wanted = None if shard is None else _parse_shard(shard)
     modality = registry().find(model[0]).modality
-    _require_data(data, modality)
     per_token = level in (Level.gene, Level.token, Level.base)
     suffix = ".h5ad" if len(model) > 1 or (modality == "cell" and not per_token) else ".parquet"
     _check_place(data, out, in_place=in_place)
@@ -301,16 +300,6 @@ def _check_place(data: Path, out: Path | None, *, in_place: bool) -> None:
     else:
         message = f"-o {out} is the input itself; pass --in-place to add the result to it, or choose another name with -o"
     raise UsageError(message)
-
-
-def _require_data(data: Path, modality: str) -> None:
-    from cellfm_hub.errors import InputError
-
-    # Cells may stand in a folder: a .zarr store, or matrix.mtx and its tables.
-    if not data.exists() or (data.is_dir() and modality != "cell"):
-        what = "is a folder" if data.is_dir() else "does not exist"
-        message = f"{data} {what}; give the path of a file with cells or sequences"
-        raise InputError(message)
 
 
 def _default_output(data: Path, model: str, suffix: str) -> Path:

@@ -95,8 +95,9 @@ def explain(
 ) -> None:
     """Show the tokens of one cell, as a model sees them, and the genes that made none."""
     from cellfm_hub.api import load_tokenizer
-    from cellfm_hub.explaining import explain_cell
+    from cellfm_hub.explaining import check_explains, explain_cell
 
+    check_explains(data, model, layer=layer, gene_ids=gene_ids, species=species)
     embedder = load_tokenizer(
         model, checkpoint=checkpoint, revision=revision, options=parse_options(option or [], [model]).get(model), seed=seed
     )

@@ -273,7 +273,7 @@ class Embedder:
             If the data cannot be used, or the model has no tokens.
         """
         self._token_adapter()
-        request = self.request(
+        options = EncodeOptions(
             layer=layer,
             gene_ids=gene_ids,
             species=species,
@@ -284,6 +284,8 @@ class Embedder:
             genome=genome,
             window=window,
         )
+        request = self.request(**options)
+        check_suits(data, self.name, self.entry, **options)
         with open_input(data, [Task(self, request)]) as source:
             return join([prepared.block for (prepared,) in source.blocks() if isinstance(prepared.block, TokenBlock)])
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,10 @@ from cellfm_hub.errors import InputError, did_you_mean
 from cellfm_hub.genes import CountMatrix, GeneMap, identifier_columns
 from cellfm_hub.reading import Task
 from cellfm_hub.receipt import Receipt
+from cellfm_hub.registry import registry
+from cellfm_hub.request import EncodeOptions
 from cellfm_hub.sources.cells import CellData, count_blocks, open_cells
+from cellfm_hub.suitability import check_suits
 from cellfm_hub.tokens import Tokens
 
 Status = Literal["kept", "cut", "unknown", "special"]
@@ -114,6 +117,7 @@ def explain(
     >>> import cellfm_hub as cf
     >>> cf.explain(adata, "geneformer", cell="AAACATACAACCAC-1")  # doctest: +SKIP
     """
+    check_explains(data, model, layer=layer, gene_ids=gene_ids, species=species)
     return explain_cell(
         data,
         load_tokenizer(model, checkpoint=checkpoint, revision=revision, options=options, seed=seed),
@@ -122,6 +126,16 @@ def explain(
         gene_ids=gene_ids,
         species=species,
     ).table
+
+
+def check_explains(data: Any, model: str, **options: Unpack[EncodeOptions]) -> None:
+    """Raise, before any file of the model is fetched, if it is not one whose tokens are explained, or not one for such data."""
+    entry = registry().find(model)
+    if not issubclass(entry.adapter_class(), CellAdapter):
+        of = "of sequences" if entry.modality == "sequence" else "without tokens"
+        msg = f"{model} is a model {of}; explain shows the tokens of a cell, take a model of cells such as geneformer"
+        raise InputError(msg)
+    check_suits(data, model, entry, **options)
 
 
 def explain_cell(
@@ -135,10 +149,7 @@ def explain_cell(
 ) -> Explanation:
     """Do what :func:`explain` does, and say what was read too."""
     adapter = embedder.adapter
-    if not isinstance(adapter, CellAdapter):
-        of = "of sequences" if embedder.modality == "sequence" else "without tokens"
-        msg = f"{embedder.name} is a model {of}; explain shows the tokens of a cell, take a model of cells such as geneformer"
-        raise InputError(msg)
+    assert isinstance(adapter, CellAdapter)  # check_explains saw to it
     request = embedder.request(layer=layer, gene_ids=gene_ids, species=species)
     with open_cells(data, adapter.obs_columns, embedder.name) as cells:
         row = _find(cells, cell)

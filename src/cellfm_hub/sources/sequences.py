@@ -1,6 +1,6 @@
 """Sequences: lists, mappings, Series, FASTA and FASTQ files, places in a genome; read as blocks of names and bases."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -21,6 +21,9 @@ BLOCK_BASES = 16_000_000
 BED_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
 VCF_SUFFIXES = (".vcf",)
 
+
+SOURCES = "a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF file"
+"""What can be read, for messages."""
 
 _NONE = "there are no sequences in the input; pass at least one"
 
@@ -82,10 +85,9 @@ def sequence_blocks(
             if not block:
                 break
             empty = False
-            if not may_be_empty and (found := next((record for record in block if not record[1]), None)):
-                msg = f"sequence {found[0]!r} is empty; remove it, or pass on_empty='nan' for a row of NaN"
-                raise SequenceError(msg)
             columns = [list(column) for column in zip(*block, strict=True)]
+            if not may_be_empty:
+                check_not_empty(columns[0], columns[1])
             yield SequenceBlock(*columns)
         if failure is not None:  # after what was read before it
             raise failure
@@ -118,6 +120,14 @@ def count_rows(path: Path, *, variants: bool) -> int:
     if not rows:
         raise SequenceError(_NONE)
     return rows
+
+
+def check_not_empty(names: Sequence[str], sequences: Sequence[str]) -> None:
+    """Raise a SequenceError if one has no bases."""
+    empty = next((name for name, sequence in zip(names, sequences, strict=True) if not sequence), None)
+    if empty is not None:
+        msg = f"sequence {empty!r} is empty; remove it, or pass on_empty='nan' for a row of NaN"
+        raise SequenceError(msg)
 
 
 Record = tuple[str, ...]
@@ -190,8 +200,7 @@ def _from_memory(data: Any) -> Iterator[tuple[str, str]]:
         return _checked((str(name), sequence) for name, sequence in data.items())
     if isinstance(data, Iterable) and not isinstance(data, bytes | pd.DataFrame) and not hasattr(data, "obs"):
         return _checked((str(i), sequence) for i, sequence in enumerate(data))
-    msg = "a sequence model takes a list of str, a dict or Series of str, or the path of a FASTA, FASTQ, BED or VCF file; received"
-    msg += f" {type(data).__name__}"
+    msg = f"a sequence model takes {SOURCES}; received {type(data).__name__}"
     raise InputError(msg)
 
 
