@@ -640,7 +640,7 @@ class Embedder:
             }
         if request.genome is not None:
             receipt |= {"genome": str(request.genome), "window": request.window}
-        return receipt
+        return receipt | {"asked": as_text(request.asked(receipt))}
 
     def _receipt(self, request: Request, tally: Tally) -> Receipt:
         return self.receipt_of(request) | tally.receipt() | versions()

@@ -1,9 +1,9 @@
 """One call of ``encode``: what may be asked for, and what was."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 
@@ -44,6 +44,11 @@ class EncodeOptions(TypedDict, total=False):
 
 PER_TOKEN: tuple[Level, ...] = ("gene", "token", "base")
 """Levels with a vector for every token of an input."""
+NEUTRAL: dict[str, Any] = {"long": "error", "overlap": 0, "window": WINDOW, "on_empty": "nan"}
+"""What options are that were not given, where that is not ``None``."""
+
+_CHANGES_NOTHING = {"batch_tokens", "progress"}
+"""Options on which no vector and no message depends, beyond rounding."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ class Request:
     reverse_complement: Literal["mean"] | None
     genome: str | Path | None
     window: int
+
+    def asked(self, said: Collection[str]) -> dict[str, Any]:
+        """Return the options that were given, without those of which a receipt speaks by itself (`said`)."""
+        every = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in {*said, *_CHANGES_NOTHING}}
+        return {name: value for name, value in every.items() if value and value != NEUTRAL.get(name)}
 
     @property
     def per_token(self) -> bool:
@@ -197,8 +207,7 @@ def check_modality(what: str, modality: str, **given: Unpack[EncodeOptions]) -> 
     """Raise a UsageError if an option is for the other kind of data than `what`, cells or sequences."""
     of_sequences = ("long", "overlap", "reverse_complement", "genome", "window")
     foreign = of_sequences if modality == "cell" else ("layer", "gene_ids", "species")
-    neutral = {"long": "error", "overlap": 0, "window": WINDOW}
-    if wrong := [option for option in foreign if given.get(option, neutral.get(option)) != neutral.get(option)]:
+    if wrong := [option for option in foreign if given.get(option, NEUTRAL.get(option)) != NEUTRAL.get(option)]:
         msg = f"{', '.join(wrong)}: not an option of {what}; leave it out"
         raise UsageError(msg)
 

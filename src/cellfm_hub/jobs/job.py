@@ -132,12 +132,8 @@ class Job:
             "name": model.name,
             "key": spec.key,
             "fitted": task.fitted,
-            "receipt": model.receipt_of(request),
+            "receipt": model.receipt_of(request) | ({"qc": True} if self.spec.qc else {}),
             "files": {name: safe_files.sha256(path) for name, path in sorted(model.files.used.items()) if path.is_file()},
-            "layer": request.layer,
-            "gene_ids": request.gene_ids,
-            "species": request.species,
-            "on_empty": request.on_empty or "nan",
             "batch_tokens": request.batch_tokens,
         }
 

@@ -705,6 +705,6 @@ def _other_model(stored: Stored, receipt: Mapping[str, Any], now: Mapping[str, A
     found: list[str] = []
     for name, value in expected.items():
         was = stored.receipt.get(name)
-        if name not in (*_SAME_ANYWAY, "genome") and _comparable(name, was) != _comparable(name, value):
+        if name not in (*_SAME_ANYWAY, "genome", "qc") and _comparable(name, was) != _comparable(name, value):
             found.append(f"{name} was {was!r}, now {value!r}")
     return found
