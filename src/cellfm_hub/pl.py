@@ -155,32 +155,41 @@ def _open(data: "AnnData | str | Path") -> Iterator[_Source]:
     if not path.exists():
         msg = f"{path} does not exist; give a result of 'cellfm embed' (.h5ad or .zarr)"
         raise InputError(msg)
-    from anndata.io import read_elem
+    from cellfm_hub.sources.matrix import reading
 
     with _open_store(path) as store:
         if "obs" not in store:
             msg = f"{path} has no obs, so it holds no cells; pictures are made of .h5ad and .zarr results"
             raise InputError(msg)
         obsm: Mapping[str, Any] = store.get("obsm", {})
+
+        def read(element: Any) -> Any:
+            from anndata.io import read_elem
+
+            with reading(path):
+                return read_elem(element)
+
         ours = tuple(store["uns/cellfm"]) if "uns/cellfm" in store else ()
-        yield _Source(str(path), read_elem(store["obs"]), tuple(obsm), ours, lambda key: read_elem(obsm[key]))
+        yield _Source(str(path), read(store["obs"]), tuple(obsm), ours, lambda key: read(obsm[key]))
 
 
 @contextmanager
 def _open_store(path: Path) -> Iterator[Any]:
+    from cellfm_hub.sources.matrix import reading
+    from cellfm_hub.sources.safe_stores import open_hdf5, open_zarr
+
     if path.suffix == ".zarr":
-        import zarr
-
-        yield zarr.open(str(path), mode="r")
+        with reading(path):
+            store = open_zarr(path)
+        yield store
         return
-    import h5py
-
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        file = open_hdf5(path)
     except OSError as error:
         msg = f"{path} is not an .h5ad file ({str(error).splitlines()[0]}); give a result of 'cellfm embed' (.h5ad or .zarr)"
         raise InputError(msg) from error
+    with file:
+        yield file
 
 
 def _chosen_keys(source: _Source, keys: str | Sequence[str] | None) -> list[str]:

@@ -20,6 +20,8 @@ from cellfm_hub.jobs import beside
 from cellfm_hub.jobs.durable import sync, sync_folder
 from cellfm_hub.jobs.in_place import changing, hdf5_file
 from cellfm_hub.jobs.stored import facts_key, pack
+from cellfm_hub.sources.matrix import reading
+from cellfm_hub.sources.safe_stores import open_hdf5
 
 if TYPE_CHECKING:
     from cellfm_hub.jobs.finished import Finished
@@ -58,6 +60,8 @@ def check_output(
     ------
     OutputError
         Saying why, and what to do.
+    InputError
+        If `out` or `source` is an HDF5 file that cannot be read, or is refused.
     """
     if out.suffix not in SUFFIXES:
         msg = f"{out}: results are written as {', '.join(SUFFIXES)}; choose one of these suffixes"
@@ -89,7 +93,7 @@ def check_output(
         if out.suffix != ".h5ad":
             msg = f"{out} is the input; only an .h5ad file can take the result in place, choose another name with -o"
             raise OutputError(msg)
-        with h5py.File(out, "r") as file:
+        with reading(out), open_hdf5(out) as file:
             there = [f"obsm[{key!r}]" for key in keys if key in file.get("obsm", ())]
             there += [f"obs[{column!r}]" for column in columns if column in file.get("obs", ())]
             if there and not overwrite:
@@ -187,7 +191,7 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
 def _is_legacy(source: Path) -> bool:
     if source.suffix != ".h5ad" or not h5py.is_hdf5(source):
         return False
-    with h5py.File(source, "r") as file:
+    with open_hdf5(source) as file:
         return isinstance(file.get("obs"), h5py.Dataset)
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from cellfm_hub.blocks import Vectors
-from cellfm_hub.errors import OutputError
+from cellfm_hub.errors import InputError, OutputError
 from cellfm_hub.jobs.content import RowFacts
 from cellfm_hub.jobs.finished import SLICE
 from cellfm_hub.receipt import Receipt
+from cellfm_hub.sources.safe_stores import open_hdf5, open_zarr
 
 
 @dataclass(frozen=True)
@@ -63,32 +63,34 @@ def read_stored(path: Path, key: str) -> Stored | None:
     ------
     OutputError
         If it cannot be read.
+    InputError
+        If it is refused, see :mod:`cellfm_hub.sources.safe_stores`.
     """
     readers = {".h5ad": _from_h5ad, ".zarr": _from_zarr, ".parquet": _from_parquet, ".npy": _from_npy}
     try:
         return readers[path.suffix](path, key)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         msg = f"{path} cannot be read ({' '.join(str(error).split())}); pass --overwrite to replace it"
         raise OutputError(msg) from error
 
 
 def _from_h5ad(path: Path, key: str) -> Stored | None:
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         found = _from_group(path, file, key)
     if found is None:
         return None
 
     def vectors() -> Iterator[Vectors]:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             yield from _slices(file[f"obsm/{key}"])
 
     return replace(found, vectors=vectors)
 
 
 def _from_zarr(path: Path, key: str) -> Stored | None:
-    import zarr
-
-    group = zarr.open_group(str(path), mode="r")
+    group = open_zarr(path)
     found = _from_group(path, group, key)
     return None if found is None else replace(found, vectors=lambda: _slices(group[f"obsm/{key}"]))
 

@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from cellfm_hub.errors import InputError
+from cellfm_hub.sources import safe_stores
 from cellfm_hub.sources.compressed import CompressedRows
 from cellfm_hub.sources.matrix import CellData, Matrix, reading
 from cellfm_hub.sources.temporary_rows import by_genes
@@ -31,6 +32,7 @@ def from_anndata(adata: "AnnData", obs_columns: Sequence[str] | None = (), path:
     origin = "the AnnData object" if path is None else str(path)
     if path is None and getattr(adata, "isbacked", False):
         path = Path(adata.filename)
+        safe_stores.open_hdf5(path).close()
     found = [("X", adata.X, adata.var)]
     # From anndata 0.13 on, layers[None] is X once more.
     found += [(f"layers[{name!r}]", values, adata.var) for name, values in adata.layers.items() if name is not None]
@@ -95,7 +97,7 @@ def _columns(obs: pd.DataFrame, names: Sequence[str] | None) -> pd.DataFrame:
 def open_h5ad(path: Path, obs_columns: Sequence[str] | None) -> Iterator[CellData]:
     """Open an ``.h5ad`` file; matrices stay on disk until rows are asked for."""
     with reading(path):
-        file = h5py.File(path, "r")
+        file = safe_stores.open_hdf5(path)
     with file:
         if isinstance(file.get("obs"), h5py.Dataset):
             with _open_legacy(path, obs_columns) as data:
@@ -129,7 +131,7 @@ def open_h5mu(path: Path, obs_columns: Sequence[str] | None) -> Iterator[CellDat
         If there is none, naming those that are.
     """
     with reading(path):
-        file = h5py.File(path, "r")
+        file = safe_stores.open_hdf5(path)
     with file:
         modalities = list(file.get("mod", ()))
         if RNA not in modalities:
@@ -142,13 +144,8 @@ def open_h5mu(path: Path, obs_columns: Sequence[str] | None) -> Iterator[CellDat
 @contextmanager
 def open_zarr(path: Path, obs_columns: Sequence[str] | None) -> Iterator[CellData]:
     """Open a ``.zarr`` store, of either format of zarr, as written by AnnData."""
-    try:
-        import zarr
-    except ImportError as error:
-        msg = f"{path} needs the package zarr, which is not installed; run: pip install zarr"
-        raise InputError(msg) from error
     with reading(path):
-        group = zarr.open_group(str(path), mode="r")
+        group = safe_stores.open_zarr(path)
     yield _from_group(group, path, obs_columns)
 
 

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from cellfm_hub.errors import InputError
 from cellfm_hub.sources.matrix import CellData, Matrix, reading
+from cellfm_hub.sources.safe_stores import open_hdf5
 from cellfm_hub.sources.temporary_rows import ENTRIES, Part, TemporaryRows
 
 _GENE_NAMES = ("Gene", "var_names", "gene", "gene_name", "GeneName", "Accession", "gene_ids")
@@ -27,7 +27,7 @@ def open_loom(path: Path, obs_columns: Sequence[str] | None) -> Iterator[CellDat
         If it has no matrix, no names, or is damaged.
     """
     with reading(path):
-        file = h5py.File(path, "r")
+        file = open_hdf5(path)
     with file:
         with reading(path):
             missing = [key for key in ("matrix", "row_attrs", "col_attrs") if key not in file]

@@ -1,5 +1,6 @@
 """What every format of cells is turned into: annotated matrices that can be read by rows."""
 
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -113,6 +114,10 @@ class CellBlock:
     obs: pd.DataFrame
 
 
+_NO_FILTER = re.compile("plugin|required filter")
+"""How HDF5 says so."""
+
+
 @contextmanager
 def reading(path: Path | None) -> Iterator[None]:
     """Turn whatever the libraries raise on a damaged file into one line that names it."""
@@ -123,6 +128,12 @@ def reading(path: Path | None) -> Iterator[None]:
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, EOFError, zlib.error) as error:
         if path is None:  # an object in memory: a fault of ours, or of who made it
             raise
+        if isinstance(error, OSError) and _NO_FILTER.search(str(error)):
+            msg = (
+                f"{path} is compressed by a filter that is not installed here ({_in_one_line(error)}); set HDF5_PLUGIN_PATH to where it is,"
+            )
+            msg += " or write the file again with compression='gzip'"
+            raise InputError(msg) from error
         msg = f"{path} cannot be read, it is damaged, cut short or of another format ({_in_one_line(error)}); fetch or write it again"
         raise InputError(msg) from error
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cellfm_hub.errors import InputError
 from cellfm_hub.sources.compressed import CompressedRows
 from cellfm_hub.sources.matrix import CellData, Matrix, reading
+from cellfm_hub.sources.safe_stores import open_hdf5
 from cellfm_hub.sources.temporary_rows import ENTRIES, Part, TemporaryRows
 
 GENES = "Gene Expression"
@@ -31,7 +32,7 @@ def open_10x_h5(path: Path, _obs_columns: Sequence[str] | None = ()) -> Iterator
         If it is another file, holds several genomes in the old layout, or no genes.
     """
     with reading(path):
-        file = h5py.File(path, "r")
+        file = open_hdf5(path)
     with file:
         with reading(path):
             group = _matrix_group(file, path)

@@ -1,0 +1,126 @@
+"""Open HDF5 files and zarr stores that somebody else made. Nothing outside them is ever read.
+
+Both are looked through before the first value is read, by what they say of themselves and not by what anybody is about to ask of them.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+
+from cellfm_hub.errors import InputError
+
+if TYPE_CHECKING:
+    import zarr
+
+_REWRITE = "if you trust it, read it with anndata, write it anew with AnnData.write_h5ad and pass that"
+
+
+# HDF5
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    InputError
+        If a part of it stands in another file.
+    OSError
+        If it cannot be read.
+    """
+    file = h5py.File(path, "r")
+    try:
+        for place, problem in _outside(file):
+            msg = f"{path} is refused: {place!r} {problem}, and a data file may not reach into others; {_REWRITE}"
+            raise InputError(msg)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _outside(file: h5py.File) -> Iterator[tuple[str, str]]:
+    """Find what reaches out of an HDF5 file: the place, and how. No link is followed but those to objects of the file itself."""
+    root = h5py.h5g.open(file.id, b"/")
+    seen = {h5py.h5o.get_info(root).addr}
+    waiting = [(root, b".")]  # names, not open groups: a group may hold a hundred thousand
+    while waiting:
+        parent, name = waiting.pop()
+        group = h5py.h5g.open(parent, name)
+        links: list[tuple[bytes, int, int]] = []  # name, kind, address
+        # h5py hands out one object again and again: what it says is taken down at once.
+        group.links.iterate(lambda name, info, found=links: found.append((name, info.type, info.u)), info=True, order=h5py.h5.ITER_NATIVE)
+        for name, link, address in links:
+            if link == h5py.h5l.TYPE_SOFT:  # a path in this file, whose every object is looked at
+                continue
+            if link != h5py.h5l.TYPE_HARD:
+                yield _place(group, name), _target(group, name, link)
+                continue
+            if address in seen:  # a second name, perhaps a circle
+                continue
+            seen.add(address)
+            kind = h5py.h5o.get_info(group, name).type
+            if kind == h5py.h5o.TYPE_GROUP:
+                waiting.append((group, name))
+            elif kind == h5py.h5o.TYPE_DATASET and (problem := _elsewhere(h5py.h5d.open(group, name))):
+                yield _place(group, name), problem
+
+
+def _target(group: Any, name: bytes, link: int) -> str:
+    if link != h5py.h5l.TYPE_EXTERNAL:
+        return f"is a link of an unknown kind ({link})"
+    return f"is a link to another file, {os.fsdecode(group.links.get_val(name)[0])!r}"
+
+
+def _elsewhere(dataset: Any) -> str | None:
+    """Say how the values of a data set come from another file, ``None`` if they stand in this one."""
+    creation = dataset.get_create_plist()
+    if creation.get_external_count():
+        return f"has its values in another file, {os.fsdecode(creation.get_external(0)[0])!r}"
+    if creation.get_layout() == h5py.h5d.VIRTUAL:
+        return "is put together from other data sets (virtual)"
+    return None
+
+
+def _place(group: Any, name: bytes) -> str:
+    return os.fsdecode((h5py.h5i.get_name(group) or b"").strip(b"/") + b"/" + name).strip("/")
+
+
+# Zarr
+
+
+def open_zarr(path: Path) -> "zarr.Group":
+    """Open a folder in either format of zarr for reading.
+
+    Raises
+    ------
+    InputError
+        If a file in it is a link.
+    OSError, ValueError
+        If it cannot be read.
+    """
+    for _ in _files(path):
+        pass
+    import zarr
+
+    return zarr.open_group(zarr.storage.LocalStore(path, read_only=True), mode="r")
+
+
+def _files(store: Path) -> Iterator["os.DirEntry[str]"]:
+    """Walk through a store; the folder itself may be a link."""
+    waiting = [os.fspath(store)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    yield entry
+                else:
+                    what = "a link" if entry.is_symlink() else "neither a file nor a folder"
+                    msg = f"{store} is refused: {os.path.relpath(entry.path, store)!r} in it is {what}, and a store may not reach out of"
+                    msg += " its folder; if you trust it, copy it with cp -rL and pass the copy"
+                    raise InputError(msg)
