@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import cellfm_hub as cf
 from cellfm_hub import errors, lock
 from cellfm_hub.cli import app
-from cellfm_hub.genes import GeneMap, choose_gene_ids, fetch_history, history, make_tables, resolve, systems_of, tables
+from cellfm_hub.genes import GeneMap, choose_gene_ids, fetch_history, guess_species, history, make_tables, resolve, systems_of, tables
 from cellfm_hub.genes.identifiers import identifier_columns, main_system
 from cellfm_hub.genes.names import name_book
 from golden_cases import DATA, LARGE
@@ -397,6 +397,87 @@ def test_what_is_lost_is_counted_and_named() -> None:
     label, genes = choose_gene_ids(var, knows("CD3D", "MS4A1"), column=None, preferred=(), model="m", species="human")
     assert label == "index (Ensembl ids with version read as symbols)"
     assert "1 not known and left out (ENSG99999999999.2, …)" in " ".join(genes.notes)
+
+
+# Spellings
+
+SPELLED = {
+    "CD3D": "CD3D",
+    "CD3D-1": "CD3D",
+    "CD3D.1": "CD3D",
+    "HLA.A": "HLA-A",
+    "HLA.A.1": "HLA-A",
+    "RP11.34P13.7": "RP11-34P13.7",
+    "X7SK": "7SK",
+    "NKX2-1": "NKX2-1",
+    "NKX2.5": "NKX2-5",
+    "ENSG00000156738.18_MS4A1": "MS4A1",
+    "CD8A_ENSG00000153563": "CD8A",
+    "NKG7|ENSG99999999999": "NKG7",
+    "GRCh38_LYZ": "LYZ",
+    "GRCh38______PPBP": "PPBP",
+    "hg19_GNLY": "GNLY",
+    "GRCh38-CST3": "CST3",
+    "ENSG00000167286.10_PAR_Y": "CD3D",
+}
+NOT_SPELLED = ("mm10___CD8A", "CCR7-1", "AC000111.2", "RNU6.1", "GRCh38_nothing", "CD8A-1234")
+"""Of another species; copies of nothing; unknown; another gene's name (RNU6-1) as well as a copy."""
+
+
+def test_spellings_that_programs_make() -> None:
+    """Resolved under ``gene_names="resolve"`` and summed; a name that means a gene as it is written stays what it is."""
+    vocabulary = (*dict.fromkeys(SPELLED.values()), "CCR7", "AC000111.1", "RNU6", "RNU6-1")
+    var = pd.DataFrame(index=[*SPELLED, "RNU6", *NOT_SPELLED, "AC000111.1"])
+    label, read = choose(var, *vocabulary, resolve=True)
+    assert label == "index (resolved)"
+    assert read == SPELLED | {"RNU6": "RNU6", "AC000111.1": "AC000111.1"}
+    _, genes = choose_gene_ids(var, knows(*vocabulary), column=None, preferred=(), model="m", species="human", resolve=True)
+    assert genes.n_summed == 4
+    assert "4 with dots for dashes, as R writes them (HLA.A)" in genes.notes[0]
+
+
+def test_spellings_are_hinted_at() -> None:
+    """As they are written the original release does not read them: how many, how much and how they are spelled is said, however few."""
+    known = [f"GENE{i}" for i in range(400)]
+    var = pd.DataFrame(index=[*known, "GENE7-1", "GRCh38_GENE8"])
+    weights = np.ones(402)
+    weights[400] = 99
+    _, genes = choose_gene_ids(var, knows(*known), column=None, preferred=(), model="m", species="human", totals=lambda: weights)
+    assert genes.n_matched == 400
+    assert genes.facts["genes_resolvable"] == 2
+    assert "2 columns, with 20.00% of the counts" in genes.notes[-1]
+    assert "1 copies made unique by a number or the like (GENE7-1)" in genes.notes[-1]
+    assert "1 with the name of a genome before them (GRCh38_GENE8)" in genes.notes[-1]
+    assert "options={'gene_names': 'resolve'} uses them" in genes.notes[-1]
+
+
+def test_names_that_stand_twice() -> None:
+    """The original release makes two genes of them: said, with their share of the counts; resolved they are one."""
+    var = pd.DataFrame(index=["A", "B", "A", "C", "B", "A"])
+    weights = np.array([1.0, 1, 1, 5, 1, 1])
+    given = {"column": None, "preferred": (), "model": "m", "totals": lambda: weights}
+    _, genes = choose_gene_ids(var, knows("A", "B", "C"), **given)  # type: ignore[arg-type]
+    assert (genes.facts["genes_repeated"], genes.facts["counts_repeated"]) == (2, 0.5)
+    assert "2 genes (A, B, …; 50.00% of the counts) stand in several columns" in genes.notes[-1]
+    assert "{'gene_names': 'resolve'} sums them" in genes.notes[-1]
+    _, genes = choose_gene_ids(var, knows("A", "B", "C"), resolve=True, **given)  # type: ignore[arg-type]
+    assert (genes.facts["genes_repeated"], genes.n_summed) == (0, 3)
+
+
+def test_ids_with_another_version_are_hinted_at() -> None:
+    ids = ["ENSG90000000001", "ENSG90000000001.3", "ENSG90000000002"]
+    _, genes = choose_gene_ids(pd.DataFrame(index=ids), knows(ids[0], ids[2]), column=None, preferred=(), model="m", species="human")
+    assert genes.n_matched == 2
+    assert "1 with a version (ENSG90000000001.3)" in genes.notes[-1]
+
+
+def test_species_of_names_with_a_genome() -> None:
+    """What stands round a name hides no species; cells of two are of none."""
+    names = ["CD3D", "MS4A1", "NKG7", "LYZ", "PPBP", "CD8A", "GNLY", "FCER1A", "CST3", "IL7R", "CCR7"]
+    assert guess_species([f"GRCh38_{name}" for name in names]).species == "human"
+    assert guess_species([f"ENSMUSG{i:011d}.2_Gene{i}" for i in range(20)]).species == "mouse"
+    both = guess_species([*(f"GRCh38_{name}" for name in names), *(f"mm10___{name.capitalize()}" for name in names)])
+    assert both.species is None
 
 
 def test_doubtful_names_yield(small_history: Path) -> None:

@@ -13,6 +13,7 @@ from cellfm_hub.genes import GeneMap, SpeciesGuess, choose_gene_ids, guess_speci
 from cellfm_hub.genes.identifiers import in_words
 from cellfm_hub.genes.names import name_book
 from cellfm_hub.genes.species import other_species_in, species_of_data
+from cellfm_hub.genes.spellings import core
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def match_genes(
         told = found
     readable: dict[str, Any] = dict(columns)
     if tells:
+        readable = {name: [core(identifier) for identifier in ids] for name, ids in columns.items()}
         readable |= _symbols_of_ids(columns, guess)
     match = adapter.gene_matcher(told, readable)
     column, genes = choose_gene_ids(

@@ -11,7 +11,9 @@ alias. With ``gene_names="resolve"`` that is done for any data. Then
   annotation;
 * ``gene_names="resolve"`` sums several columns of one gene; otherwise the family's own rule decides: Geneformer sums different identifiers
   of a gene but not the same one twice, scGPT and UCE take each column for itself, scFoundation sums;
-* ambiguous names are counted and left out.
+* ambiguous names are counted and left out;
+* spellings that programs make of names (copies with a number, dots for dashes, id and symbol in one, the name of a genome before) are read
+  as the names that they were made of (:mod:`~cellfm_hub.genes.spellings`).
 
 That decision looks at identifiers alone, never at counts, so that it is the same for any selection of cells. Counts decide which of several
 columns is read, where they differ by more than 1 %, and whether the model knows enough of the data (:mod:`~cellfm_hub.genes.coverage`).
@@ -34,6 +36,7 @@ from cellfm_hub.genes.identifiers import identifier_columns, in_words, main_syst
 from cellfm_hub.genes.map import GeneMap
 from cellfm_hub.genes.names import UNKNOWN, Found, NameBook, name_book
 from cellfm_hub.genes.orthologs import as_human
+from cellfm_hub.genes.spellings import respell
 from cellfm_hub.genes.versions import without_versions
 
 Match: TypeAlias = Callable[[Sequence[str]], GeneMap]
@@ -60,6 +63,8 @@ class _Reading:
     """Columns that were read in another way than as they are written, by the way; also those that are ambiguous."""
     ids: Sequence[str]
     """The identifiers of the column."""
+    kinds: NDArray[np.object_] | None = None
+    """In what spelling each of them was, where they were resolved."""
 
 
 def choose_gene_ids(
@@ -129,7 +134,7 @@ def choose_gene_ids(
     resolved = [
         _resolved(name, columns[name], match, book, plain_ids, orthologs=orthologs, together=resolve or orthologs)
         for name in order
-        if plain and (book is not None or resolve)
+        if plain
     ]
     found = [reading for reading in resolved if reading is not None]
 
@@ -197,15 +202,23 @@ def _resolved(
     if len(set(ids)) < len(ids) / 20:  # a biotype, a chromosome
         return None
     target = name_book("human") if orthologs else book
+
+    def means_gene(names: Sequence[str]) -> NDArray[np.bool_]:
+        in_book = np.zeros(len(names), dtype=bool) if book is None else book.knows(names)
+        return in_book if orthologs else in_book | _known(names, match)
+
+    bare = plain_ids(ids, copies=True)
+    plain, kinds = respell(bare, means_gene, None if book is None else book.species)
+    kinds[(kinds == "") & (np.array(bare, dtype=object) != np.array(ids, dtype=object))] = "version"
     if orthologs:
-        found = as_human(ids)
+        found = as_human(plain)
     elif book is not None:
-        found = book.find(ids)
+        found = book.find(plain)
     else:
         found = Found(np.full(len(ids), UNKNOWN, dtype=np.int64), np.full(len(ids), "unknown", dtype=object))
-    if not together and not (found.gene >= 0).any():
+    if not together and not (found.gene >= 0).any() and not (kinds != "").any():
         return None
-    renamed, how = (["" for _ in ids], found.how) if orthologs else _keep_written(plain_ids(ids, copies=together), found.how, match)
+    renamed, how = (["" for _ in ids], found.how) if orthologs else _keep_written(plain, found.how, match)
     if target is not None:
         open_columns = np.flatnonzero((found.gene >= 0) & (np.array(renamed, dtype=object) == ""))
         places, names = target.names_of(found.gene[open_columns])
@@ -222,7 +235,7 @@ def _resolved(
     counts = Counter(how[genes.columns].tolist())
     counts["ambiguous"] = int(np.count_nonzero(how == "ambiguous"))
     counts["yields"] = int(np.count_nonzero(how == "yields"))
-    return _Reading(column, _label(column, ids, [renamed[i] for i in genes.columns], orthologs=orthologs), genes, counts, ids)
+    return _Reading(column, _label(column, ids, [renamed[i] for i in genes.columns], orthologs=orthologs), genes, counts, ids, kinds)
 
 
 def _keep_written(ids: list[str], how: NDArray[np.object_], match: Match) -> tuple[list[str], NDArray[np.object_]]:
@@ -281,6 +294,7 @@ def _described(reading: _Reading, resolved: _Reading | None, weights: NDArray[np
     """Say in the map how the genes were read, what was lost, and what resolving would have brought."""
     genes, how = reading.genes, reading.how
     lost = _unknown(reading, weights)
+    weights = weights if weights is not None and weights.any() else np.ones(genes.n_columns)
     facts: dict[str, int | str | float | bool] = {
         "genes_renamed": sum(how.get(kind, 0) for kind in _DOUBTFUL),
         "genes_retired": how.get("retired", 0),
@@ -291,20 +305,58 @@ def _described(reading: _Reading, resolved: _Reading | None, weights: NDArray[np
     notes = list(genes.notes)
     if reading.label != reading.column:
         said = [f"{how[kind]:,} {word}" for kind, word in _SAID.items() if how.get(kind)]
+        said += _spelled(reading, genes.columns)
         if (unknown := len(lost) - how.get("ambiguous", 0) - how.get("yields", 0)) > 0:
             said.append(f"{unknown:,} not known and left out ({', '.join(lost[:3])}, …)")
         notes.append(f"genes are from var column {reading.label}{': ' if said else ''}{', '.join(said)}")
     if genes.n_summed:
         notes.append(f"{genes.n_summed:,} columns are summed with others of the same gene")
+    repeated, number = _repeated(genes)
+    share = float(weights[repeated].sum() / weights.sum())
+    facts |= {"genes_repeated": number, "counts_repeated": round(share, 6)}
+    if number:
+        names = list(dict.fromkeys(reading.ids[column] for column in repeated.tolist()))
+        notes.append(
+            f"{number:,} genes ({', '.join(names[:3])}, …; {share:.2%} of the counts) stand in several columns, each of which is read as a"
+            " gene of its own, as in the original release; options={'gene_names': 'resolve'} sums them"
+        )
     if resolved is not None:
-        more = max(resolved.genes.n_matched - genes.n_matched, 0)
-        facts |= {"genes_ambiguous": resolved.how.get("ambiguous", 0), "genes_resolvable": more}
-        if more > _WORTH_SAYING * genes.n_columns:
+        more = np.setdiff1d(resolved.genes.columns, genes.columns)
+        facts |= {"genes_ambiguous": resolved.how.get("ambiguous", 0), "genes_resolvable": len(more)}
+        spelled = _spelled(resolved, more)
+        if len(more) > _WORTH_SAYING * genes.n_columns or spelled:
+            share = float(weights[more].sum() / weights.sum())
             notes.append(
-                f"{more:,} columns name genes of the model in a way that the original release does not read;"
-                " options={'gene_names': 'resolve'} uses them"
+                f"{len(more):,} columns, with {share:.2%} of the counts, name genes of the model in a way that the original release does"
+                f" not read{': ' if spelled else ''}{', '.join(spelled)}; options={{'gene_names': 'resolve'}} uses them"
             )
     return replace(genes, facts={**facts, **genes.facts}, notes=tuple(notes))
+
+
+def _repeated(genes: GeneMap) -> tuple[NDArray[np.int64], int]:
+    """Return the columns of genes that have several places, each with a column of its own; and how many genes these are."""
+    columns, targets = genes.columns[: genes.n_matched], genes.targets[: genes.n_matched]
+    token, places = np.unique(genes.tokens[np.unique(targets)], return_counts=True)
+    several = token[places > 1]
+    return np.sort(columns[np.isin(genes.tokens[targets], several)]), len(several)
+
+
+def _spelled(reading: _Reading, columns: NDArray[np.int64]) -> list[str]:
+    """Say how many columns are in which unusual spelling, with an example of each."""
+    assert reading.kinds is not None
+    kinds = reading.kinds[columns]
+    of_kind = {kind: columns[kinds == kind] for kind in _SPELLED if (kinds == kind).any()}
+    return [f"{len(of):,} {_SPELLED[kind]} ({reading.ids[int(of.min())]})" for kind, of in of_kind.items()]
+
+
+_SPELLED = {
+    "version": "with a version",
+    "copy": "copies made unique by a number or the like",
+    "dots": "with dots for dashes, as R writes them",
+    "joined": "of id and symbol in one",
+    "genome": "with the name of a genome before them",
+}
+"""Spellings of :mod:`~cellfm_hub.genes.spellings`, and of ids whose version did not count."""
 
 
 def _unknown(reading: _Reading, weights: NDArray[np.float64] | None) -> list[str]:

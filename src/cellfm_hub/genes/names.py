@@ -49,9 +49,6 @@ _DATE = re.compile(
 _MONTHS = {"mar": ("MARCH", "MARC", "MAR"), "sep": ("SEPT", "SEP"), "dec": ("DEC",), "feb": ("FEB",), "apr": ("APR",), "oct": ("OCT",)}
 """What a spreadsheet showed as a day of the month may have been."""
 
-_SUFFIXED = re.compile(r"(.+)_(ENS[A-Z]*G\d{11})")
-"""CELLxGENE makes symbols unique by their Ensembl id."""
-
 
 @dataclass(frozen=True)
 class Found:
@@ -158,10 +155,6 @@ class NameBook:
         if (match := _DATE.fullmatch(name)) is not None:
             gene = self._best(_undated(match))
             return gene, {AMBIGUOUS: "ambiguous", UNKNOWN: "unknown"}.get(gene, "spreadsheet")
-        if "_ENS" in name and (match := _SUFFIXED.fullmatch(name)) is not None:
-            at = _places(self._index_of_names, [match[2]])[0]
-            if at >= 0:
-                return int(self._meaning[at]), "current"
         gene = self._folded.get(name.upper(), UNKNOWN)
         if any(name in tables.symbols(species) for species in tables.SHIPPED if species != self.species):
             return UNKNOWN, "unknown"  # a gene of another species, not this one in another case
@@ -204,6 +197,11 @@ class NameBook:
         starts = np.searchsorted(self._by_gene_gene, genes, side="left")
         lengths = np.searchsorted(self._by_gene_gene, genes, side="right") - starts
         return np.repeat(np.arange(len(genes)), lengths), self._by_gene_name[flat_indices(starts, lengths)]
+
+    def knows(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Say which names are one of a gene, or of several, as they are written; the version of an Ensembl id does not count."""
+        out: NDArray[np.bool_] = _places(self._index_of_names, _plain(names)) >= 0
+        return out
 
     @property
     def n_names(self) -> int:

@@ -14,6 +14,7 @@ from cellfm_hub.genes import tables
 from cellfm_hub.genes.identifiers import systems_of
 from cellfm_hub.genes.names import name_book
 from cellfm_hub.genes.species import SpeciesGuess, guess_species
+from cellfm_hub.genes.spellings import respell
 
 Target = Literal["ensembl", "symbol"]
 
@@ -70,7 +71,9 @@ def resolve(ids: Sequence[str], *, to: Target = "ensembl", species: str | None =
     A name means the gene of which it is the current Ensembl id or symbol; else the one of which it is a previous symbol or retired id;
     else the one of which it is an alias. Where several genes have it with equal right it is ambiguous, and is not guessed. After that come
     spelling in another case (only where no gene of the other species is spelled so: mouse genes are not human genes in title case) and
-    the dates that spreadsheets make of symbols. The version of an Ensembl id is ignored; the ``.1`` of a clone name is part of it.
+    the dates that spreadsheets make of symbols. Spellings that programs make of names (``HLA-A-1`` beside ``HLA-A``, ``HLA.A``,
+    ``ENSG…_CD3D``, ``GRCh38_CD3D``) mean what they were made of, where they mean nothing as they are written. The version of an Ensembl id
+    is ignored; the ``.1`` of a clone name is part of it.
 
     The tables in the package know current genes (GENCODE). Previous symbols, aliases, retired and Entrez ids need the tables of
     ``settings.genes_dir`` (``CELLFM_GENES``), or those that :func:`cellfm_hub.genes.fetch_history` brings.
@@ -110,9 +113,10 @@ def resolve(ids: Sequence[str], *, to: Target = "ensembl", species: str | None =
     if book is None:
         msg = f"there is no table of the genes of {guess}; expected species={' or '.join(map(repr, tables.SHIPPED))}"
         raise SpeciesError(msg)
-    found = book.find(names)
+    plain, _ = respell(names, book.knows, book.species)
+    found = book.find(plain)
     targets = book.ensembl if to == "ensembl" else book.symbol
     target = np.full(len(names), "", dtype=object)
     target[found.gene >= 0] = targets[found.gene[found.gene >= 0]]
-    ambiguous = {name: book.candidates(name) for name in sorted({names[i] for i in np.flatnonzero(found.how == "ambiguous")})}
+    ambiguous = {name: book.candidates(name) for name in sorted({plain[i] for i in np.flatnonzero(found.how == "ambiguous")})}
     return Resolution(np.array(names, dtype=object), systems_of(names), target, found.how, ambiguous, guess, book.sources)

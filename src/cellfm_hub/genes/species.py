@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cellfm_hub.errors import SpeciesError
 from cellfm_hub.genes import tables
 from cellfm_hub.genes.identifiers import ENSEMBL
+from cellfm_hub.genes.spellings import core
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,7 +160,7 @@ _SPELLINGS = {
 
 
 def _of_column(name: str, ids: list[str]) -> SpeciesGuess:
-    given = [identifier for identifier in ids if identifier]
+    given = [core(identifier) for identifier in ids if identifier]
     begins = Counter(match[1] for identifier in given if identifier.startswith("ENS") and (match := ENSEMBL.fullmatch(identifier)))
     if begins.total() >= max(0.1 * len(given), 1):
         counts = {ENSEMBL_SPECIES.get(begin, begin): number for begin, number in begins.most_common()}
