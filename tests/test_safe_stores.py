@@ -1,22 +1,26 @@
-"""HDF5 files and zarr stores that would read what nobody gave are refused in one line before a value is read."""
+"""HDF5 files and zarr stores that would run code, or read what nobody gave, are refused in one line before a value is read."""
 
+import json
 import os
+import pickle  # noqa: TID251 - to make the stores that must be refused
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import h5py
 import numpy as np
 import pytest
 import scanpy as sc
+import zarr
 
 import cellfm_hub as cf
 from cellfm_hub import pl
 from cellfm_hub.errors import InputError
-from cellfm_hub.sources.safe_stores import open_hdf5
-from file_runs import CELLS, write_cells
+from cellfm_hub.sources.safe_stores import KNOWN_CODECS, open_hdf5, open_zarr
+from file_runs import CELLS, vectors, write_cells
 from test_cli import assert_fails, cellfm
 from test_formats import FORMATS, GENEFORMER, expected, geneformer, golden, h5ad
 
@@ -217,6 +221,149 @@ def test_a_filter_that_is_not_installed(tmp_path: Path) -> None:
 # Zarr
 
 
+class _Malicious:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.canary,))
+
+
+@pytest.fixture
+def old_numcodecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer ones run a pickle only when told to."""
+    import numcodecs.pickles
+
+    monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+
+
+def changed(path: Path, place: str, change: dict[str, Any], *, gathered: bool = True, own: bool = True) -> Path:
+    """Change the description of an array: its own, and that in the summary of the store."""
+    descriptions = [(path / ".zmetadata", ["metadata", f"{place}/.zarray"]), (path / place / ".zarray", [])]
+    if (path / "zarr.json").is_file():
+        descriptions = [(path / "zarr.json", ["consolidated_metadata", "metadata", place]), (path / place / "zarr.json", [])]
+    for (file, keys), wanted in zip(descriptions, (gathered, own), strict=True):
+        content = json.loads(file.read_text())
+        inner = content
+        for key in keys:
+            inner = inner[key]
+        if wanted:
+            inner |= change
+        file.write_text(json.dumps(content))
+    return path
+
+
+PICKLES: list[dict[str, Any]] = [
+    {"compressor": {"id": "pickle"}},
+    {"compressor": None, "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]},
+]
+
+
+@pytest.mark.usefixtures("old_numcodecs")
+@pytest.mark.parametrize("change", PICKLES, ids=["compressor", "filter"])
+@pytest.mark.parametrize("where", [{}, {"own": False}, {"gathered": False}], ids=["both", "summary", "array"])
+def test_a_pickle_is_not_run(change: dict[str, Any], where: dict[str, bool], tmp_path: Path) -> None:
+    path = changed(FORMATS["zarr-2"](tmp_path, golden()), "obs/_index", change, **where)
+    for chunk in (path / "obs/_index").glob("[0-9]*"):
+        chunk.write_bytes(pickle.dumps(_Malicious(tmp_path / "canary")))
+    if where.get("gathered") is False:
+        (path / ".zmetadata").unlink()
+    for action in (
+        lambda: cf.check(path),
+        lambda: geneformer().encode(path),
+        lambda: cf.embed_file(path, "pca", out=tmp_path / "out.zarr"),
+    ):
+        refused(action, "cells.zarr", "'obs/_index'", "'pickle'", "blosc")
+    assert not (tmp_path / "canary").exists()
+
+
+CODECS_3: list[Any] = [
+    {"name": "mine"},
+    "mine",
+    {"name": "numcodecs.mine", "configuration": {}},
+    {"name": "numcodecs.zlib", "configuration": {"id": "mine"}},
+    {"name": "sharding_indexed", "configuration": {"codecs": [{"name": "bytes"}, {"name": "mine"}], "index_codecs": [{"name": "bytes"}]}},
+    {"name": "sharding_indexed", "configuration": {"codecs": [{"name": "bytes"}], "index_codecs": [{"name": "mine"}]}},
+]
+
+
+@pytest.mark.parametrize("codec", CODECS_3, ids=str)
+@pytest.mark.parametrize("where", [{}, {"own": False}, {"gathered": False}], ids=["both", "summary", "array"])
+def test_unknown_codecs(codec: Any, where: dict[str, bool], tmp_path: Path) -> None:
+    path = changed(FORMATS["zarr-3"](tmp_path, golden()), "X/data", {"codecs": [codec]}, **where)
+    refused(lambda: geneformer().encode(path), "'X/data'", "mine")
+
+
+def test_unknown_codecs_of_the_other_format(tmp_path: Path) -> None:
+    """A summary of format 3 may describe arrays of format 2; and nobody need look where the summary does not."""
+    path = FORMATS["zarr-3"](tmp_path, golden())
+    changed(path, "X/data", {"zarr_format": 2, "compressor": {"id": "mine"}, "codecs": []}, own=False)
+    refused(lambda: open_zarr(path), "'X/data'", "'mine'")
+    (unlisted := path / "uns/more/unlisted").mkdir(parents=True)
+    (unlisted / "ZARR.JSON").write_text(json.dumps({"codecs": [{"name": "other"}]}))
+    changed(path, "X/data", {"compressor": None}, own=False)
+    refused(lambda: open_zarr(path), "'uns/more/unlisted'", "'other'")
+
+
+def test_words_of_others_are_no_codecs(tmp_path: Path) -> None:
+    """Attributes, and names of groups and arrays."""
+    for version in (2, 3):
+        (folder := tmp_path / str(version)).mkdir()
+        data = ad.AnnData(golden().X, obs=golden().obs, var=golden().var)
+        for name in ("codecs", "filters", "compressor", "metadata", "attributes"):
+            data.uns[name] = {"codecs": "mine", "filters": np.ones(2)}
+        with ad.settings.override(zarr_write_format=version):
+            data.write_zarr(path := folder / "cells.zarr")
+        group = zarr.open_group(path, mode="r+", use_consolidated=False)
+        group.attrs["codecs"] = group.attrs["filters"] = [{"id": "mine"}]
+        group["X/data"].attrs["compressor"] = {"id": "mine"}
+        zarr.consolidate_metadata(path)
+        np.testing.assert_array_equal(geneformer().encode(path), expected())
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "obs/../../outside"])
+def test_a_summary_of_places_outside(name: str, tmp_path: Path) -> None:
+    for kind in ("zarr-2", "zarr-3"):
+        path = FORMATS[kind](make(tmp_path / kind), golden())
+        file = path / (".zmetadata" if kind == "zarr-2" else "zarr.json")
+        content = json.loads(file.read_text())
+        gathered = content["metadata"] if kind == "zarr-2" else content["consolidated_metadata"]["metadata"]
+        gathered[name + ("/.zarray" if kind == "zarr-2" else "")] = gathered["X/data/.zarray" if kind == "zarr-2" else "X/data"]
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=r"outside its folder") as caught:
+            geneformer().encode(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs:UserWarning")
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        {"compressors": None},
+        {"compressors": zarr.codecs.GzipCodec()},
+        {"compressors": [zarr.codecs.BloscCodec(), zarr.codecs.Crc32cCodec()]},
+        {"compressors": zarr.codecs.ZstdCodec(), "shards": "whole"},
+        {"compressors": {"name": "numcodecs.lzma", "configuration": {}}},
+        {
+            "filters": {"name": "numcodecs.delta", "configuration": {"dtype": "<i4"}},
+            "compressors": {"name": "numcodecs.bz2", "configuration": {}},
+        },
+    ],
+    ids=str,
+)
+def test_known_codecs(codecs: dict[str, Any], tmp_path: Path) -> None:
+    path = FORMATS["zarr-3"](tmp_path, golden())
+    indices = golden().X.indices.astype(np.int32)
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)["X"]
+    del group["indices"]
+    if "shards" in codecs:
+        chunk = len(indices) // 8 + 1
+        codecs = codecs | {"chunks": (chunk,), "shards": (8 * chunk,)}
+    group.create_array("indices", data=indices, **codecs)
+    zarr.consolidate_metadata(path)
+    np.testing.assert_array_equal(geneformer().encode(path), expected())
+
+
 @pytest.mark.parametrize("name", ["zarr-2", "zarr-3"])
 def test_symbolic_links_in_a_store(name: str, tmp_path: Path, secret: Path) -> None:
     """The store itself may be one."""
@@ -243,13 +390,23 @@ def test_symbolic_links_in_a_store(name: str, tmp_path: Path, secret: Path) -> N
     refused(lambda: geneformer().encode(path), "'pipe'", "neither a file nor a folder")
 
 
-def test_zarr_results_that_are_read_back(tmp_path: Path, secret: Path) -> None:
+@pytest.mark.parametrize("change", ["codec", "link"])
+def test_zarr_results_that_are_read_back(change: str, tmp_path: Path, secret: Path) -> None:
     data, out = write_cells(tmp_path / "cells.h5ad", 20), tmp_path / "out.zarr"
     cf.embed_file(data, "scgpt", out=out, **CELLS)
-    (out / "obsm/more").symlink_to(secret)
+    before = vectors(out, "X_scgpt")
+    if change == "link":
+        (out / "obsm/more").symlink_to(secret)
+    else:
+        description = {"codecs": [{"name": "mine"}]} if (out / "zarr.json").exists() else {"compressor": {"id": "mine"}}
+        changed(out, "obsm/X_scgpt", description)
+    says = "obsm/more" if change == "link" else "mine"
     for how in ({"update": True}, {"resume": True}):
-        refused(lambda how=how: cf.embed_file(data, "scgpt", out=out, **how, **CELLS), "obsm/more")  # type: ignore[misc]
-    refused(lambda: pl.umap(out, color="batch"), "obsm/more")
+        refused(lambda how=how: cf.embed_file(data, "scgpt", out=out, **how, **CELLS), says)  # type: ignore[misc]
+    refused(lambda: pl.umap(out, color="batch"), says)
+    refused(lambda: cf.embed_file(out, "scgpt", out=tmp_path / "again.npy", **CELLS), says)
+    cf.embed_file(data, "scgpt", out=out, overwrite=True, **CELLS)
+    np.testing.assert_array_equal(vectors(out, "X_scgpt"), before)
 
 
 def test_a_plot_of_a_damaged_store(tmp_path: Path) -> None:
@@ -258,6 +415,10 @@ def test_a_plot_of_a_damaged_store(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=rf"{path.name}.*cannot be read") as caught:
             pl.umap(path)
         assert "\n" not in str(caught.value)
+
+
+def test_codecs_that_run_code_are_not_known() -> None:
+    assert KNOWN_CODECS.isdisjoint({"pickle", "msgpack2", "vlen-array"})
 
 
 # All of the hub

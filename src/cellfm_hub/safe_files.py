@@ -240,8 +240,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
     _refuse_stand_ins(path)
     foreign: list[str] = []
-    # torch >= 2.6; before, a file with such objects is refused.
-    if _head(path).startswith(b"PK") and hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+    if _head(path).startswith(b"PK"):
         foreign = _explained(path, lambda: torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     with torch.serialization.safe_globals([(_Plain, name) for name in foreign]):
         content = _load(path)

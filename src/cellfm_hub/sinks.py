@@ -256,16 +256,14 @@ def _write_zarr(growing: Path, source: Path, result: "Finished") -> None:
         warnings.filterwarnings("ignore", message="Writing zarr v2 data")  # whichever format AnnData writes, readers know both
         annotation.write_zarr(growing)
     # The summary of all metadata that AnnData wrote must not be used while arrays are added, and is then written again.
-    direct: dict[str, Any] = {"use_consolidated": False} if int(zarr.__version__.split(".")[0]) >= 3 else {}
-    obsm: Any = zarr.open_group(str(growing), mode="r+", **direct)["obsm"]
-    create = getattr(obsm, "create_array", None) or obsm.create_dataset  # zarr 3, zarr 2
+    obsm: Any = zarr.open_group(growing, mode="r+", use_consolidated=False)["obsm"]
     for place in range(len(result.models)):
         for key, pieces, width, dtype in _arrays_of(result, place):
             chunks = (min(_chunk_rows(width), result.rows), width)
-            _fill(create(key, shape=(result.rows, width), chunks=chunks, dtype=dtype), pieces)
+            _fill(obsm.create_array(key, shape=(result.rows, width), chunks=chunks, dtype=dtype), pieces)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")  # of zarr's format 3: a plan of theirs
-        zarr.consolidate_metadata(str(growing))
+        zarr.consolidate_metadata(growing)
 
 
 def _arrays_of(result: "Finished", place: int) -> Iterator[tuple[str, Iterable[NDArray[Any]], int, str]]:

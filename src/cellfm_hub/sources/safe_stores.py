@@ -1,8 +1,9 @@
-"""Open HDF5 files and zarr stores that somebody else made. Nothing outside them is ever read.
+"""Open HDF5 files and zarr stores that somebody else made. Nothing in them is ever executed, nothing outside them is ever read.
 
 Both are looked through before the first value is read, by what they say of themselves and not by what anybody is about to ask of them.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from cellfm_hub.errors import InputError
+from cellfm_hub.safe_files import MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     import zarr
@@ -91,6 +93,25 @@ def _place(group: Any, name: bytes) -> str:
 
 # Zarr
 
+KNOWN_CODECS = frozenset(
+    {
+        # numbers as bytes, and in which order
+        *("bytes", "endian", "transpose", "sharding_indexed"),
+        # compression
+        *("blosc", "zstd", "lz4", "gzip", "zlib", "bz2", "lzma"),
+        # check sums
+        *("crc32c", "crc32", "adler32", "fletcher32", "jenkins_lookup3"),
+        # numbers as other numbers
+        *("shuffle", "delta", "fixedscaleoffset", "quantize", "bitround", "astype", "packbits", "categorize"),
+        # text and bytes of any length; json2 makes lists, numbers and text
+        *("vlen-utf8", "vlen-bytes", "json2", "base64"),
+    }
+)
+"""Names of codecs that do nothing but arithmetic. Others may run code (``pickle``), or whatever a package that registers them does."""
+
+_METADATA = (".zarray", ".zmetadata", "zarr.json")
+"""Files that describe arrays. (``.zgroup`` and ``.zattrs`` do not.)"""
+
 
 def open_zarr(path: Path) -> "zarr.Group":
     """Open a folder in either format of zarr for reading.
@@ -98,12 +119,14 @@ def open_zarr(path: Path) -> "zarr.Group":
     Raises
     ------
     InputError
-        If a file in it is a link.
+        If an array is encoded in a way that is not known, or a file in it is a link.
     OSError, ValueError
         If it cannot be read.
     """
-    for _ in _files(path):
-        pass
+    for file in _files(path):
+        # Not every file system tells upper from lower case.
+        if file.name.casefold() in _METADATA:
+            _check_metadata(file, path)
     import zarr
 
     return zarr.open_group(zarr.storage.LocalStore(path, read_only=True), mode="r")
@@ -124,3 +147,45 @@ def _files(store: Path) -> Iterator["os.DirEntry[str]"]:
                     msg = f"{store} is refused: {os.path.relpath(entry.path, store)!r} in it is {what}, and a store may not reach out of"
                     msg += " its folder; if you trust it, copy it with cp -rL and pass the copy"
                     raise InputError(msg)
+
+
+def _check_metadata(file: "os.DirEntry[str]", store: Path) -> None:
+    if (size := file.stat().st_size) > MAX_JSON_BYTES:
+        msg = f"{file.path} has {size:,} bytes; the description of a zarr store has at most {MAX_JSON_BYTES:,}"
+        raise InputError(msg)
+    content = json.loads(Path(file.path).read_bytes())  # as zarr does it
+    folder = os.path.relpath(Path(file.path).parent, store)
+    for place, description in _described(folder, content):
+        for name in _codecs(description):
+            if name.removeprefix("numcodecs.") not in KNOWN_CODECS:
+                msg = f"{store} is refused: its array {os.path.normpath(place)!r} is encoded by {name!r}, which is none of the codecs that"
+                msg += f" are known to be safe ({', '.join(sorted(KNOWN_CODECS))}); if you trust it, read it with anndata, write it anew"
+                msg += " with AnnData.write_zarr and pass that"
+                raise InputError(msg)
+
+
+def _described(place: str, content: Any) -> Iterator[tuple[str, Any]]:
+    """Give every description of an array or group: the one of a file, and those of a whole store that were gathered in it."""
+    yield place, content
+    for gathered in (content, content.get("consolidated_metadata") or {}):  # format 2, 3
+        for name, inner in (gathered.get("metadata") or {}).items():
+            path = Path(name)
+            if path.is_absolute() or path.drive or ".." in path.parts:
+                msg = f"it describes {name!r}, a place outside its folder"
+                raise ValueError(msg)
+            if path.name != ".zattrs":  # anybody's own words
+                yield from _described(f"{place}/{name}".removesuffix("/.zarray"), inner)
+
+
+def _codecs(description: Any) -> Iterator[str]:
+    """Name every codec of an array, in the words of either format, and those inside others."""
+    codecs = [*(description.get("filters") or ()), *(description.get("codecs") or ())]
+    if description.get("compressor"):
+        codecs.append(description["compressor"])
+    for codec in codecs:
+        if isinstance(codec, str):
+            yield codec
+            continue
+        settings = codec.get("configuration") or {}
+        yield from (str(named[key]) for named, key in ((codec, "id"), (codec, "name"), (settings, "id")) if key in named)
+        yield from _codecs({"codecs": [*(settings.get("codecs") or ()), *(settings.get("index_codecs") or ())]})
