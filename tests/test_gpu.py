@@ -1,6 +1,8 @@
 """On a CUDA device: every attention backend on every golden case, in every precision. Run with ``pytest -m gpu tests/test_gpu.py -s``."""
 
+import copy
 from collections.abc import Iterator
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 
 import cellfm_hub as cf
+from benchmarks.common import CPU, Model, encoder_of, make_model, random_tokens
+from benchmarks.fidelity import ROWS, compare
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.nn import attention
 from cellfm_hub.nn.attention import BY_BUCKET, BY_ROW, EFFICIENT, FLASH, FLEX, VARLEN, Backend, Choice, choose, preference, refusal
@@ -34,13 +38,18 @@ def _device() -> Iterator[None]:
     choose.cache_clear()
 
 
+def can_do(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int, *, biased: bool, heads: int) -> bool:
+    """Whether a backend takes ALiBi, where there is some, and gives the right numbers."""
+    return (not biased or backend in (FLEX, BY_ROW)) and refusal(backend, device, dtype, head_dim, biased=biased, heads=heads) is None
+
+
 def use_only(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let a backend do what it can do, and count its uses; what it cannot is done by the usual one."""
     used: list[str] = []
+    able = cache(can_do)
 
     def chosen(device: torch.device, dtype: torch.dtype, head_dim: int, *, biased: bool, heads: int) -> Choice:
-        able = not biased or backend in (FLEX, BY_ROW)
-        if able and refusal(backend, device, dtype, head_dim, biased=biased, heads=heads) is None:
+        if able(backend, device, dtype, head_dim, biased=biased, heads=heads):
             used.append(backend.name)
             return Choice(backend, "forced")
         return choose(device, dtype, head_dim, biased=biased, heads=heads)
@@ -60,6 +69,46 @@ def test_selftest_with_every_backend(family: str, backend: Backend, monkeypatch:
     compared = run_selftest(family, device=str(DEVICE))
     assert compared
     assert all(row.passed for row in compared), "\n".join(row.line() for row in compared)
+    if not used:
+        pytest.skip(f"{backend.name} can do nothing here")
+
+
+def smallest_of_each_family() -> list[str]:
+    """Return the checkpoints with the fewest parameters, of the families of which rows can be made up."""
+    entries = sorted(registry().checkpoints.items(), key=lambda item: item[1].checkpoint.parameters or 0, reverse=True)
+    return sorted({entry.family: name for name, entry in entries if entry.family in ROWS and entry.checkpoint.config}.values())
+
+
+@lru_cache(maxsize=1)  # one backend after the other
+def two_blocks(name: str) -> tuple[Model, torch.nn.Module]:
+    """Make a published network with all but two of its blocks left out; return it, and its weights on the CPU."""
+    model = make_model(name, cut_layers=2, cut_table=500)
+    return model, model.adapter.network
+
+
+SHAPE_ERROR = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.4}
+"""Centred, at the median; random weights leave rows nearly alike."""
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name.replace(" ", "-"))
+@pytest.mark.parametrize("name", smallest_of_each_family())
+def test_published_shapes_with_every_backend(name: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks with random weights and heads as wide as the published ones, which those of golden cases are not, against the CPU."""
+    model, weights = two_blocks(name)
+    config = encoder_of(weights).config
+    model.adapter.network = weights
+    tokens = random_tokens(model, np.array([40, 4, 17, 8, 17]))
+    poolings = {model.pooling, *({"cls"} & set(model.adapter.poolings))}  # "cls": queries of first tokens alone
+    expected = {pooling: model.run(tokens, CPU, 4096, layer=2, pooling=pooling) for pooling in poolings}
+    used = use_only(backend, monkeypatch)
+    for precision in PRECISIONS:
+        dtype = getattr(torch, precision)
+        if not can_do(backend, DEVICE, dtype, config.dim // config.heads, biased=config.alibi):
+            continue
+        model.adapter.network = copy.deepcopy(weights).to(DEVICE, dtype)
+        for pooling in poolings:
+            figures = compare(model.run(tokens, DEVICE, 64, layer=2, pooling=pooling), expected[pooling])
+            assert figures["centred_error_median"] < SHAPE_ERROR[precision], (precision, pooling, figures)
     if not used:
         pytest.skip(f"{backend.name} can do nothing here")
 
