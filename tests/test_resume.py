@@ -1,6 +1,5 @@
 """Runs that are killed, interrupted or fail: nothing is lost, nothing is computed twice, the result is that of an uninterrupted run."""
 
-import json
 import os
 import resource
 import shutil
@@ -23,7 +22,7 @@ from cellfm_hub.jobs import in_place
 from cellfm_hub.jobs.job import Job
 from cellfm_hub.jobs.journal import Journal, work_folder
 from cellfm_hub.sources.matrix import Matrix
-from file_runs import CELLS, DNA, computed, everything, receipt, stop_after, vectors, write_cells, write_fasta
+from file_runs import CELLS, DNA, computed, receipt, stop_after, vectors, write_cells, write_fasta
 
 HERE = Path(__file__).parent
 
@@ -37,39 +36,7 @@ def left(out: Path) -> list[str]:
     return sorted(path.name for path in work_folder(out).glob("part-??????.*") if path.suffix != ".tmp")
 
 
-# Killed
-
-
-def kill_and_resume(tmp_path: Path, suffix: str, kills: int, seed: int = 0) -> dict[str, int]:
-    data = write_cells(tmp_path / "cells.h5ad", 40)
-    out = data if suffix == "in place" else tmp_path / f"out{suffix}"
-    job = {"data": str(data), "model": "scgpt", "out": str(out), "options": CELLS | {"part_rows": 8}, "seed": seed, "kills": kills}
-    environment = os.environ | {"CELLFM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, HERE / "interrupted.py", json.dumps(job)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    got, expected = everything(out), everything(tmp_path / "reference" / out.name)
-    assert got.keys() == expected.keys()
-    assert [name for name in got if got[name] != expected[name]] == []
-    assert not work_folder(out).exists()
-    seen: dict[str, int] = json.loads(done.stdout)
-    assert seen["kills"] == kills
-    assert seen["computed_again"] == 0
-    return seen
-
-
-@pytest.mark.parametrize("suffix", [".npy", "in place"])
-def test_killed_three_times(tmp_path: Path, suffix: str) -> None:
-    """SIGKILL at three random moments."""
-    kill_and_resume(tmp_path, suffix, 3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".h5ad", ".zarr", "in place"])
-def test_killed_twenty_times(tmp_path: Path, suffix: str) -> None:
-    """SIGKILL at twenty random moments."""
-    kill_and_resume(tmp_path, suffix, 20, seed=1)
+# In place
 
 
 def test_hdf5_file_survives_every_moment(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ class Journal:
     """By the place of the model."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What else was noted: ``total`` parts, once that is known; that the input is ``broken`` and may be mended; that the parts are still to
-    be compared (``compare``) with the input that took its place; that a shard is ``complete``; that the result is being written."""
+    be compared (``compare``) with the input that took its place; that a shard is ``complete``; that the result is being written
+    (``writing``); which shards are ``merged`` and may go."""
 
     def __post_init__(self) -> None:
         self._lock = FileLock(self.folder / "lock", timeout=0)
@@ -83,7 +84,7 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-        if not self.parts and not self.fitted and not self.facts.keys() & {"size_before", "complete"}:
+        if not (self.parts or self.fitted or self.facts.get("writing") or self.facts.get("complete")):
             self.remove()  # nothing to keep
 
     @property

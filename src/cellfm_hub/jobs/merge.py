@@ -45,9 +45,9 @@ def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> li
     out = Path(out)
     with ExitStack() as stack:
         work = stack.enter_context(Journal(work_folder(out)))
-        done = work.facts.get("merged")
-        if done and not all((out.with_name(name) / NAME).exists() for name in done["folders"]):
-            return _tidy_up(out, work, done)
+        merged = work.facts.get("merged", {})
+        if merged and out.exists() and all(_is_merged(folder, journal) for folder, journal in _folders(out, merged)):
+            return _tidy_up(out, work, keep=keep)  # an earlier merge was killed in doing so
         folders = _shards(out)
         journals = [stack.enter_context(Journal(folder)) for folder in folders]
         _check(journals)
@@ -64,33 +64,42 @@ def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> li
             before = Fingerprint(**header["input"])
             if sinks.same_file(out, source):
                 in_place.drop_leftovers(out, size=before.size, mtime_ns=before.mtime_ns)
-            replacing = overwrite or header["overwrite"] or bool(work.facts.get("writing"))  # by a merge that was interrupted
+            replacing = overwrite or header["overwrite"] or bool(work.facts.get("writing") and not merged)
             sinks.check_output(out, source=source, keys=keys, overwrite=replacing, per_token=result.per_token)
             if out.suffix in (".h5ad", ".zarr"):
                 _check_source(source, before)
-                work.note(size_before=before.size)
             work.note(writing=True)
             try:
                 sinks.write(out, result, source=source, folder=work.folder)
             except BaseException:
-                work.note(writing=False)
+                work.note(writing=log.exists())  # what is at `out` is not ours, unless it was begun to be changed
                 raise
-        removable = [] if keep else journals
+        shards = {journal.folder.name: sha256(journal.folder / NAME) for journal in journals}
         told = [{"key": s.key, "rows": s.rows, "dim": s.dim, "receipt": s.receipt} for s in summaries]
-        work.note(merged={"folders": [journal.folder.name for journal in removable], "summaries": told})
-        for journal in removable:
-            journal.remove()
-        work.remove()
-    return summaries
+        work.note(merged={"shards": shards, "summaries": told})
+    with Journal(work_folder(out)) as work:
+        return _tidy_up(out, work, keep=keep)
 
 
-def _tidy_up(out: Path, work: Journal, done: Mapping[str, Any]) -> list[Summary]:
-    """Remove the shards that a merge left which was interrupted when the result was complete."""
-    for name in done["folders"]:
-        with Journal(out.with_name(name)) as journal:
-            journal.remove()
+def _tidy_up(out: Path, work: Journal, *, keep: bool) -> list[Summary]:
+    """Remove what is left of the shards of a result that is complete."""
+    merged = work.facts["merged"]
+    for folder, _ in [] if keep else _folders(out, merged):
+        if folder.exists():
+            with Journal(folder) as shard:
+                shard.remove()
     work.remove()
-    return [Summary(out, **summary) for summary in done["summaries"]]
+    return [Summary(out, **summary) for summary in merged["summaries"]]
+
+
+def _folders(out: Path, merged: Mapping[str, Any]) -> list[tuple[Path, str]]:
+    """Return the folders that were merged, and the hashes of their journals."""
+    return [(out.with_name(name), journal) for name, journal in merged["shards"].items()]
+
+
+def _is_merged(folder: Path, journal: str) -> bool:
+    """Whether a shard is still the one that was merged, or is gone, or about to."""
+    return not (folder / NAME).exists() or sha256(folder / NAME) == journal
 
 
 def _merged_header(journals: Sequence[Journal]) -> dict[str, Any]:

@@ -308,7 +308,8 @@ class Run:
             if journal.header is not None:
                 self._look_at_leftovers(journal, part_rows_given=part_rows_given)
             there = self.out.exists()
-            ours = bool(journal.facts.get("writing"))  # what is there was written by the run that is resumed
+            # What is there was written by the run that is resumed.
+            ours = journal.header is not None and bool(journal.facts.get("writing"))
             replacing = self.overwrite or self.spec.update or ours or bool(journal.header and journal.header["overwrite"])
             replacing |= self.shard is not None and journal.header is not None  # when all are merged is the time to ask
             if there and self.shard is not None and not replacing and not self.resume:
@@ -613,7 +614,7 @@ class Run:
             return [Summary(self.spec.folder, m.key, result.rows, m.width, m.receipt) for m in result.models]
         if not (self.spec.folder / REDO).exists():
             try:
-                journal.note(writing=True, **({"size_before": self.input.size} if self.in_place else {}))
+                journal.note(writing=True)
                 sinks.write(self.out, result, source=self.spec.data, folder=self.spec.folder)
             except OSError as error:
                 msg = f"{error}; all rows are finished and kept: the same command with --resume goes on"
