@@ -416,9 +416,9 @@ class Run:
                 expected.pop(name, None)
             if stored is None or any(stored.receipt.get(name) != value for name, value in expected.items()):
                 return None
-            if not self.per_token and stored.rows != stored.receipt["n_rows"]:  # some were taken out of it
+            if not self.per_token and stored.rows != stored.receipt.get("n_rows"):  # some were taken out of it
                 return None
-            summaries.append(Summary(self.out, model["key"], int(stored.receipt["n_rows"]), stored.width, stored.receipt))
+            summaries.append(Summary(self.out, model["key"], int(stored.receipt.get("n_rows", stored.rows)), stored.width, stored.receipt))
         return summaries
 
     def _begin(self, journal: Journal, header: dict[str, Any]) -> "_Pending":
