@@ -1,16 +1,14 @@
 """Places in a genome: intervals (BED) and variants (VCF), cut out of an indexed FASTA file."""
 
-import os
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from cellfm_hub._settings import settings
 from cellfm_hub.errors import InputError, SequenceError, did_you_mean
 from cellfm_hub.sequences import reverse_complement
+from cellfm_hub.sources.fasta_index import read_index
 from cellfm_hub.sources.text import read_lines
 
 WINDOW = 512
@@ -22,8 +20,7 @@ _BASES = re.compile("[ACGTNacgtn]+")
 class Genome:
     """A FASTA file from which stretches are read without reading the rest.
 
-    The index is the ``.fai`` of samtools. Where there is none it is made: beside the FASTA file, or in the cache if that folder cannot
-    be written to.
+    See :mod:`cellfm_hub.sources.fasta_index`.
 
     Parameters
     ----------
@@ -37,33 +34,30 @@ class Genome:
     """
 
     def __init__(self, path: Path) -> None:
-        import pyfaidx  # a sequence from memory needs no index
-
         self.path = path
         if not path.is_file():
             msg = f"genome={str(path)!r} is not a file; give the FASTA file of the assembly that the positions refer to"
             raise InputError(msg)
-        with path.open("rb") as file:
-            head = file.read(2)
-        if head == b"\x1f\x8b":
-            msg = f"genome={str(path)!r} is gzipped, which cannot be read from the middle; unpack it with gunzip"
-            raise InputError(msg)
-        if not head.startswith(b">"):
-            msg = f"genome={str(path)!r} does not start with '>'; give the FASTA file of the assembly that the positions refer to"
-            raise InputError(msg)
+        self._file = path.open("rb")
         try:
-            self._fasta: Any = pyfaidx.Fasta(str(path), indexname=str(_index_of(path)), as_raw=True)
-        except (pyfaidx.FastaIndexingError, pyfaidx.IndexNotFoundError, ValueError, OSError) as error:
-            msg = f"genome={str(path)!r} cannot be indexed ({_one_line(error)});"
-            msg += " expected a FASTA file with lines of equal length and each name once. If the .fai beside it is older, delete that"
-            raise InputError(msg) from error
-        self.lengths: dict[str, int] = {name: len(record) for name, record in self._fasta.items()}
+            head = self._file.read(2)
+            if head == b"\x1f\x8b":
+                msg = f"genome={str(path)!r} is gzipped, which cannot be read from the middle; unpack it with gunzip"
+                raise InputError(msg)
+            if not head.startswith(b">"):
+                msg = f"genome={str(path)!r} does not start with '>'; give the FASTA file of the assembly that the positions refer to"
+                raise InputError(msg)
+            self._index = read_index(path, self._file)
+        except BaseException:
+            self._file.close()
+            raise
+        self.lengths = {name: record.bases for name, record in self._index.items()}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._fasta.close()
+        self._file.close()
 
     def fetch(self, chromosome: str, start: int, end: int, where: str) -> str:
         """Return the bases from `start` (0-based) up to `end`, in the case of the file.
@@ -71,7 +65,7 @@ class Genome:
         Raises
         ------
         SequenceError
-            Beginning with `where`, if the genome has no such place.
+            Beginning with `where`, if the genome has no such place, or was changed since it was opened.
         """
         if chromosome not in self.lengths:
             msg = f"{where}: {self._unknown(chromosome)}"
@@ -80,7 +74,14 @@ class Genome:
             msg = f"{where}: {chromosome}:{start:,}-{end:,} is not inside {chromosome!r}, which has {self.lengths[chromosome]:,} bases in"
             msg += f" {self.path.name}; check that it is the assembly the positions refer to, and clip the interval"
             raise SequenceError(msg)
-        return str(self._fasta[chromosome][start:end]) if start < end else ""
+        if start == end:
+            return ""
+        bases = self._index[chromosome].read(self._file, start, end)
+        if bases is None:
+            msg = f"{where}: {chromosome}:{start:,}-{end:,} of {self.path} is not {end - start:,} letters in lines of equal length;"
+            msg += " the file was changed while it was read, or is damaged: run again, or write it anew"
+            raise SequenceError(msg)
+        return bases
 
     def _unknown(self, chromosome: str) -> str:
         bare = chromosome.removeprefix("chr")
@@ -91,21 +92,6 @@ class Genome:
             return f"{msg}, but {other!r}; name the chromosomes alike in both files (for example with sed)"
         held = ", ".join(list(self.lengths)[:5]) + (" …" if len(self.lengths) > 5 else "")
         return f"{msg}.{did_you_mean(chromosome, self.lengths)} It holds {held}; use the genome that the positions refer to"
-
-
-def _index_of(path: Path) -> Path:
-    """Return where the index is, or shall be."""
-    beside = path.with_name(f"{path.name}.fai")
-    usable = beside.is_file() and beside.stat().st_mtime >= path.stat().st_mtime
-    if usable or os.access(path.parent, os.W_OK):
-        return beside
-    folder = settings.cache_dir / "genomes"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{path.name}.{zlib.crc32(str(path.resolve()).encode()):08x}.fai"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_bed(path: Path, genome: Genome) -> Iterator[tuple[str, str]]:
