@@ -1,5 +1,6 @@
 """Bad input is refused in one line that names what came, what was expected and what to do."""
 
+import json
 import pickle  # noqa: TID251 - to make the files that must be refused
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import cellfm_hub as cf
 from cellfm_hub import errors
+from cellfm_hub.checkpoints import CheckpointFiles
+from cellfm_hub.registry import registry
 from cellfm_hub.safe_files import read_pickled_dict, read_tensors
 from golden_cases import PORTABLE
 
@@ -198,6 +201,16 @@ def test_shard_missing_or_outside(tmp_path: Path) -> None:
     assert_refused(lambda: read_tensors(index), errors.CheckpointFormatError, "shard-1.bin")
     index.write_text('{"weight_map": {"a": "../../outside.bin"}}')
     assert_refused(lambda: read_tensors(index), errors.CheckpointFormatError, "outside its own folder")
+
+
+def test_no_file_outside_is_hashed_as_a_shard(folder: Path, tmp_path: Path) -> None:
+    """What an index names is looked at for more than reading: its hash goes into the receipt."""
+    (tmp_path / "secret").write_text("not yours to read")
+    index = folder / "model.safetensors.index.json"
+    for name in ("../secret", str(tmp_path / "secret")):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        files = CheckpointFiles(registry().find("geneformer"), folder)
+        assert_refused(lambda f=files: f.weights_sha256(index), errors.CheckpointFormatError, "outside its own folder")  # type: ignore[misc]
 
 
 def test_options() -> None:

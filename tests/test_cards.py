@@ -299,6 +299,14 @@ def test_duplicates_are_refused(folders: tuple[Path, Path], file: str, change: t
     assert "rival" in message
 
 
+@pytest.mark.parametrize("folder", ["../elsewhere", "/etc", "a/../../b"])
+def test_a_folder_outside_the_published_root_is_refused(tmp_path: Path, folder: str) -> None:
+    text = (FOLDER / "geneformer.md").read_text(encoding="utf-8")
+    (tmp_path / "geneformer.md").write_text(text.replace("folder: Geneformer-V2-104M}", f"folder: {folder}}}"), encoding="utf-8")
+    with pytest.raises(CardError, match=r"source\.folder.*not a path below the published root"):
+        read_card(tmp_path / "geneformer.md")
+
+
 def test_alias_of_two_checkpoints_is_refused(folders: tuple[Path, Path]) -> None:
     text = CARD.read_text(encoding="utf-8")
     second = (

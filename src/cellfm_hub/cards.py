@@ -113,7 +113,7 @@ class Source(_Strict):
 
     hub: str | None = None
     """Repository on the Hugging Face hub."""
-    folder: str = ""
+    folder: Literal[""] | PublishedPath = ""
     """Folder of the repository that holds the weights; other files are named from the repository's root."""
     url: str | None = None
     """Page or folder for people (Google Drive, SharePoint): files are fetched by hand from there, unless they have a url of their own."""

@@ -152,7 +152,7 @@ class CheckpointFiles:
             return weights.stem
         if not weights.name.endswith(".index.json"):
             return safe_files.sha256(weights)
-        shards = sorted(set(safe_files.read_json_object(weights)["weight_map"].values()))
+        shards = safe_files.shard_names(weights)
         lines = "".join(f"{safe_files.sha256(weights.parent / shard)}  {shard}\n" for shard in shards)
         return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -175,8 +175,8 @@ class CheckpointFiles:
             return None
         path = self._bring(published)
         if name.endswith(".index.json"):
-            for shard in sorted(set(safe_files.read_json_object(path).get("weight_map", {}).values())):
-                self._published(str(shard))
+            for shard in safe_files.shard_names(path):
+                self._published(shard)
         return self._converted(path) or path
 
     def _converted(self, path: Path) -> Path | None:

@@ -95,7 +95,7 @@ def _convert(files: CheckpointFiles, paths: Mapping[str, Path], *, dictionaries:
 def _is_shard(path: Path, paths: Mapping[str, Path]) -> bool:
     """Say whether a file is one of several that an index names; the copy is made of all of them together."""
     indices = [other for other in paths.values() if other.name.endswith(".bin.index.json")]
-    return any(path.name in safe_files.read_json_object(index)["weight_map"].values() for index in indices)
+    return any(path.name in safe_files.shard_names(index) for index in indices)
 
 
 def _network_tensors(files: CheckpointFiles, path: Path) -> "Mapping[str, Tensor] | None":

@@ -277,8 +277,14 @@ def _explained(path: Path, read: Callable[[], Any]) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _shards(index: Path) -> list[Path]:
-    """Return the files that the index of a sharded checkpoint names."""
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the files that the index of a sharded checkpoint lists. They stand beside it.
+
+    Raises
+    ------
+    CheckpointFormatError
+        If it is no such index, or names a file that is elsewhere.
+    """
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         msg = f"{index} has no weight_map of tensor names to file names; expected the index of a sharded checkpoint"
@@ -287,6 +293,11 @@ def _shards(index: Path) -> list[Path]:
     if any(Path(name).name != name for name in names):
         msg = f"{index} names a shard outside its own folder: {names}"
         raise CheckpointFormatError(msg)
+    return names
+
+
+def _shards(index: Path) -> list[Path]:
+    names = shard_names(index)
     for name in names:
         if not (index.parent / name).is_file():
             msg = f"{index.parent} lacks the shard {name!r} that {index.name} names; expected {', '.join(names)}"
