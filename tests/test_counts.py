@@ -599,3 +599,88 @@ def test_edges_of_scgpt_never_pass_a_value() -> None:
     assert (wanted[exact] - places[exact] < 1e-9).all()
     inside = places[~exact] % 1
     assert ((inside > 0.02) & (inside < 0.98)).all()
+
+
+# Matrices with different genes
+
+
+def named(x: sp.csr_matrix, first: int = 0) -> ad.AnnData:
+    """Return cells whose genes are called ``g0``, ``g1``, … from some number on."""
+    names = [f"g{first + i}" for i in range(x.shape[1])]
+    return ad.AnnData(x, var=pd.DataFrame(index=names), obs=pd.DataFrame(index=[f"c{i}" for i in range(x.shape[0])]))
+
+
+def test_raw_with_fewer_genes() -> None:
+    """Where it holds the same counts, the matrix with more genes is taken, and what the other lacks is said."""
+    data = named(counts())
+    data.raw = data[:, ::2].copy()
+    matrix, _ = take(data)
+    assert matrix.name == "X"
+    assert matrix.notes == ("X is taken for raw counts: raw.X holds the same, but lacks 40 (g1, g3, g5, …) of its genes",)
+    assert matrix.facts["counts_choice"] == matrix.notes[0]
+    assert chosen(data, "raw") == "raw.X"
+
+
+def test_layer_with_fewer_genes_than_raw() -> None:
+    """The other way round: a selection of genes in a layer, all of them in raw."""
+    whole = named(counts())
+    data = whole[:, :30].copy()
+    data.layers["counts"] = data.X.copy()
+    data.X = log_normalised(data.X)
+    data.raw = whole
+    matrix, values = take(data)
+    assert matrix.name == "raw.X"
+    assert values.shape[1] == 80
+    assert "layers['counts'] holds the same, but lacks 50 (g30, g31, g32, …) of its genes" in matrix.notes[0]
+
+
+def test_raw_with_all_genes_is_taken_as_before() -> None:
+    """Of nothing that is lost nothing is said."""
+    whole = named(counts())
+    data = whole[:, :30].copy()
+    data.raw = whole
+    matrix, _ = take(data)
+    assert (matrix.name, matrix.notes, dict(matrix.facts)) == ("raw.X", (), {})
+
+
+@pytest.mark.parametrize("holds", ["other counts", "no raw counts", "the same counts"])
+def test_raw_with_other_genes(holds: str) -> None:
+    """Where the counts differ, or are none, or no genes are gained, the usual matrix is taken, and what it lacks is said."""
+    both = counts(60, 120, 3)
+    data = named(both[:, 20:], first=20)
+    data.raw = named(both[:, :100])
+    if holds == "other counts":
+        data.X = data.X * 2
+    elif holds == "no raw counts":
+        data.X = log_normalised(data.X)
+    matrix, _ = take(data)
+    assert matrix.name == "raw.X"
+    assert matrix.notes == (
+        f"raw.X is taken for raw counts, but lacks 20 (g100, g101, g102, …) of the genes of X, which holds {holds}; choose with layer=",
+    )
+
+
+def test_names_that_stand_twice_are_not_compared() -> None:
+    """And names of another kind tell nothing of what is lost."""
+    data = named(counts())
+    data.raw = data[:, ::2].copy()
+    names = data.var_names.tolist()
+    data.var_names = [*names[:-1], names[0]]
+    assert chosen(data) == "X"
+    data.var_names = [f"ENSG{i:011d}" for i in range(80)]
+    matrix, _ = take(data)
+    assert (matrix.name, matrix.notes) == ("raw.X", ())
+
+
+def test_embed_and_check_say_which_genes_are_lacking(caplog: pytest.LogCaptureFixture) -> None:
+    data = ad.read_h5ad(GENEFORMER / "input.h5ad")
+    expected = data.copy()
+    data.raw = data[:, ::2].copy()
+    where: dict[str, Any] = {"checkpoint": GENEFORMER / "checkpoint"}
+    model = cf.load("geneformer", device="cpu", precision="float32", **where)
+    np.testing.assert_array_equal(model.encode(data), model.encode(expected))
+    model.encode(data)
+    assert model.receipt is not None
+    assert "raw.X holds the same, but lacks 94" in str(model.receipt["counts_choice"])
+    assert "raw.X holds the same, but lacks 94" in caplog.text
+    assert any("raw.X holds the same, but lacks 94" in reason for reason in cf.check(data, "geneformer", **where).models[0].reasons)

@@ -1,8 +1,8 @@
 """Which matrix holds raw counts, and its blocks, every value checked.
 
 Looked at, in this order: ``layers["counts"]``; other layers, those with a usual name for counts first, then by name; ``raw.X``; ``X``.
-The first that holds non-negative whole numbers is taken. Where none does, the first whose values are normalised counts is taken, and the
-counts are recovered from it (see :mod:`~cellfm_hub.sources.recovery`).
+The first that holds non-negative whole numbers is taken, unless ``raw.X`` or ``X`` holds the same counts of more genes. Where none does,
+the first whose values are normalised counts is taken, and the counts are recovered from it (see :mod:`~cellfm_hub.sources.recovery`).
 
 Layers of RNA velocity hold a part of the counts and are taken only when ``layer=`` names them. Whole numbers that look like something
 else (zeros and ones, bins, ranks, rounded values) are taken from ``layers["counts"]``, ``raw.X`` or ``X`` if there is nothing better, with
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from cellfm_hub.errors import CountsError, InputError
@@ -75,7 +76,7 @@ def find_counts(data: CellData, layer: str | None, values: MatrixValues = "count
     for matrix in candidates:
         looked_at.append(_look(matrix, data, values))
         if looked_at[-1].fits:
-            return _say_rivals(looked_at[-1], candidates, data) if layer is None and values == "counts" else matrix
+            return _with_most_genes(looked_at[-1], candidates, data) if layer is None and values == "counts" else matrix
     if values == "counts":
         if layer is not None and looked_at[0].problem is None:
             return replace(candidates[0], notes=_doubts(looked_at[0]))
@@ -370,6 +371,37 @@ def _by_order(matrix: Matrix) -> Matrix:
     note = f"no raw counts were found; {matrix.name} is taken, for this model uses only the order of the values within a cell:"
     note += " right for logarithms and the like, not after scaling by gene or correction of batches"
     return replace(matrix, by_order=True, facts={"counts_by_order": True}, notes=(note,))
+
+
+def _with_most_genes(found: _Look, candidates: list[Matrix], data: CellData) -> Matrix:
+    """Of two matrices with the same counts take the one with more genes, and say which genes the one that is taken lacks."""
+    matrix = found.matrix
+    genes = pd.Index(matrix.var.index.astype(str))
+    for rival in (candidate for candidate in candidates if candidate.name in ("raw.X", "X")):
+        others = pd.Index(rival.var.index.astype(str))
+        missing = others.difference(genes, sort=False)
+        shared = genes.intersection(others, sort=False)
+        shared = shared[~shared.isin(genes[genes.duplicated()]) & ~shared.isin(others[others.duplicated()])]
+        if missing.empty or shared.empty:  # nothing is lost; or names of another kind, which tell nothing
+            continue
+        other = _look(rival, data, "counts")
+        columns, rival_columns = genes.get_indexer_for(shared), others.get_indexer_for(shared)
+        same = other.fits and (found.sample.counts[:, columns] != other.sample.counts[:, rival_columns]).nnz == 0
+        if same and rival.shape[1] > matrix.shape[1]:
+            lacking = genes.difference(others, sort=False)
+            note = f"{rival.name} is taken for raw counts: {matrix.name} holds the same, but lacks {_some(missing)} of its genes"
+            note += f"; {rival.name} lacks {_some(lacking)} of those of {matrix.name}" if len(lacking) else ""
+            return replace(rival, facts={**rival.facts, "counts_choice": note}, notes=(*rival.notes, note))
+        holds = "the same counts" if same else "other counts" if other.fits else "no raw counts"
+        note = f"{matrix.name} is taken for raw counts, but lacks {_some(missing)} of the genes of {rival.name}, which holds {holds};"
+        note += " choose with layer="
+        return replace(matrix, facts={**matrix.facts, "counts_choice": note}, notes=(*matrix.notes, note))
+    return _say_rivals(found, candidates, data)
+
+
+def _some(names: pd.Index) -> str:
+    """Count names, and give the first three."""
+    return f"{len(names):,} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
 def _say_rivals(found: _Look, candidates: list[Matrix], data: CellData) -> Matrix:
