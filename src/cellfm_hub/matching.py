@@ -104,7 +104,7 @@ def match_genes(
     readable: dict[str, Any] = dict(columns)
     if tells:
         readable = {name: [core(identifier) for identifier in ids] for name, ids in columns.items()}
-        readable |= _symbols_of_ids(columns, guess)
+        readable |= _symbols_of_ids(readable, guess)
     match = adapter.gene_matcher(told, readable)
     column, genes = choose_gene_ids(
         var,

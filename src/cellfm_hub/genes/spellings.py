@@ -89,8 +89,8 @@ def _other_spellings(name: str, species: str | None) -> Iterator[tuple[str, str]
 
 
 def core(name: str) -> str:
-    """Return a name without what stands round it, told by its form alone: the name of a genome, a symbol beside an Ensembl id."""
+    """Return a name without what stands round it, told by its form alone: the name of a genome, and the second of id and symbol."""
     genome = _GENOME.fullmatch(name)
     inner = genome[2] if genome else name
     joined = _JOINED.fullmatch(inner) if "ENS" in inner else None
-    return (joined[1] or joined[4]) if joined else inner
+    return (joined[1] or joined[3]) if joined else inner
