@@ -88,6 +88,8 @@ class Done:
     """``None``: it is there already, or there is no such part."""
     total: int | None = None
     """How many parts there are, where the wanted one is behind the last."""
+    facts: list[dict[str, Any]] | None = None
+    """Of a part that is there already: what is said of the file it was compared with, for every model in turn."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Job:
                 if rows.total is not None:
                     yield Done(rows.wanted, None, rows.total)
                 elif rows.digest == rows.wanted.content:
-                    yield Done(rows.wanted, None)
+                    yield Done(rows.wanted, None, facts=[tally.facts for tally in self._tallies(rows)])
                 else:
                     yield Done(rows.wanted, self._compute(rows))
 

@@ -535,6 +535,11 @@ class Run:
             self._check_unchanged()
             journal.add(done.part)
             advance(done.part.rows)
+        elif done.facts is not None:  # the rows are the same, but what is said of their file may not be
+            part = journal.parts[done.wanted.number]
+            tallies = [tally | {"facts": facts} for tally, facts in zip(part.tallies, done.facts, strict=True)]
+            if tallies != part.tallies:
+                journal.add(replace(part, tallies=tallies))
 
     def _fit(self, journal: Journal, computing: Job | Workers) -> None:
         if isinstance(computing, Job):
