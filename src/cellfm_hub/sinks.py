@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellfm_hub.errors import OutputError, cannot_write
+from cellfm_hub.errors import InputError, OutputError, cannot_write
 from cellfm_hub.jobs import beside
 from cellfm_hub.jobs.durable import sync, sync_folder
 from cellfm_hub.jobs.in_place import changing, hdf5_file
@@ -183,6 +183,8 @@ def write(out: Path, result: "Finished", *, source: Path, folder: Path) -> None:
         sync_folder(out.parent)
     except OSError as error:
         raise cannot_write(out, error) from error
+    except InputError:  # a ValueError too, with its own story to tell
+        raise
     except (TypeError, ValueError, LookupError, RuntimeError, NotImplementedError) as error:  # of AnnData, HDF5 or numpy: not the disk
         msg = f"{out} cannot be written as {out.suffix} ({' '.join(str(error).split())}); choose another format with -o, or mend {source}"
         raise OutputError(msg) from error
