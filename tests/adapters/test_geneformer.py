@@ -66,3 +66,18 @@ def test_real_cells(case: Case, generation: str) -> None:
     np.testing.assert_array_equal(tokens.padded(), expected["token_ids"])
     for name in (n for n in expected.files if n.endswith("_layer-1")):
         case.assert_close(model.encode(adata, pooling=name.split("_")[0], output_layer=-2), expected[name], name)
+
+
+@pytest.mark.parametrize("case", [c for c in cases("geneformer-v") if "basic" in c.id])
+def test_filter_pass(case: Case) -> None:
+    """Cells whose ``filter_pass`` is not 1 have no vector, as the original leaves them out; the others are what they are without it."""
+    adata = ad.read_h5ad(case.path / "input.h5ad")
+    model = load(case)
+    expected = model.encode(adata)
+    passed = np.arange(adata.n_obs) % 3 != 1
+    for column in (passed.astype(int), passed, np.where(passed, 1, 2), np.where(passed, 1.0, np.nan)):
+        adata.obs["filter_pass"] = column
+        vectors = model.encode(adata)
+        assert np.isnan(vectors[~passed]).all()
+        np.testing.assert_allclose(vectors[passed], expected[passed], atol=2e-6, rtol=0)
+    assert np.isfinite(expected[~passed]).any()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import cellfm_hub as cf
 from cellfm_adapters.uce.adapter import UCEAdapter
 from cellfm_adapters.uce.filtering import FilteredGenes
-from cellfm_adapters.uce.species import PROTEIN_FILES, Chromosomes, read_symbols
+from cellfm_adapters.uce.species import PROTEIN_FILES, Chromosomes, check_species, read_symbols
 from cellfm_adapters.uce.tokenizer import PlacedGenes, Runs, draw_genes, spell, streams_of
 from cellfm_hub import errors
 from cellfm_hub.cards import File
@@ -431,6 +431,22 @@ def test_ensembl_ids() -> None:
     np.testing.assert_array_equal(model.tokenize(adata).ids, expected.ids)
     with pytest.raises(errors.GeneCoverageError, match=r"ENSG00000000000.*gene_ids="):
         model.encode(adata, gene_ids="index")
+
+
+@pytest.mark.parametrize(("human", "mouse", "refused"), [(50, 60, False), (30, 60, False), (29, 60, True), (5, 60, True)])
+def test_a_named_species_that_fits_less(human: int, mouse: int, refused: bool) -> None:
+    """A species that the user names is refused if it knows less than half as many of the genes as another; not for less."""
+    genes = adapter_of(load(BASIC)).genes
+    own, other = (genes.get(species) for species in ("human", "mouse"))
+    only_human = [symbol for symbol in own.symbols if symbol.upper() not in other.places]
+    only_mouse = [symbol for symbol in other.symbols if symbol.upper() not in own.places]
+    columns = {"index": [*only_human[:human], *only_mouse[:mouse]]}
+    assert len(columns["index"]) == human + mouse
+    if refused:
+        with pytest.raises(errors.SpeciesError, match=rf"mouse \({mouse} known.*human \({human} known.*pass species='mouse'"):
+            check_species(own, columns, genes)
+    else:
+        check_species(own, columns, genes)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared")
