@@ -1,6 +1,7 @@
 """Which matrix is taken for raw counts, what is refused, and counts that are recovered from normalised values."""
 
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -20,6 +21,8 @@ from cellfm_adapters.scgpt.tokenizer import bin_rows
 from cellfm_hub.errors import CountsError, InputError
 from cellfm_hub.kernels import argsort_rows_descending
 from cellfm_hub.sources.cells import Matrix, count_blocks, find_counts, from_anndata
+from cellfm_hub.sources.recovery import Scaling
+from cellfm_hub.sources.rounded import RoundedScaling
 from golden_cases import PORTABLE, SHARED
 
 GENEFORMER = PORTABLE / "geneformer-v2-basic"
@@ -204,12 +207,10 @@ def test_what_looks_like_something_else() -> None:
     bins = x.copy()
     bins.data = np.random.default_rng(0).integers(1, 49, x.nnz).astype(np.float32)
     bins.data[x.indptr[:-1]] = 50
-    per_million = sp.csr_matrix(np.rint(dense / dense.sum(1, keepdims=True) * 1e6))
     for odd, said in (
         (sp.csr_matrix(x > 0, dtype=np.float32), "zeros and ones"),
         (bins, "same maximum (50) in every cell"),
         (ranks, "as ranks do"),
-        (per_million, "nearly the same total"),
     ):
         assert chosen(adata(x, odd=odd)) == "X"
         scaled = adata(dense - 0.5, odd=odd)
@@ -511,6 +512,182 @@ def test_recovery_is_by_blocks(tmp_path: Path) -> None:
         backed = ad.read_h5ad(path, backed="r")
         assert same(take(backed)[1], x)
         backed.file.close()
+
+
+def test_a_chance_fit_is_not_taken() -> None:
+    """Two values of 1.00 and 1.50, rounded, are counts of 2 and 3 with a scale that fits one time in ten by chance: not enough."""
+    values = sp.csr_matrix(np.array([[1.0, 0.0, 2.0], [1.0, 1.5, 0.0]]))
+    scaling = Scaling("normalised", 2.0**-23, decimals=0.005)
+    counts, row, reason = scaling.recover(values)
+    assert (row, reason) == (1, "its values are not whole multiples of one number")
+    np.testing.assert_array_equal(counts[[0]].toarray(), [[1, 0, 2]])
+    # In full precision the same two are no chance.
+    counts, row, _ = Scaling("normalised", 2.0**-47).recover(values)
+    assert row == -1
+    np.testing.assert_array_equal(counts.toarray(), [[1, 0, 2], [2, 3, 0]])
+
+
+# Normalised values that were rounded
+
+ROUNDED: dict[str, Any] = {
+    "round": np.rint,
+    "astype(int)": lambda values: values.astype(np.int64).astype(values.dtype),
+    "log1p, round": lambda values: np.rint(np.log1p(values)),
+}
+
+
+def normalised(x: sp.csr_matrix, target: float | None, change: str) -> sp.csr_matrix:
+    data = ad.AnnData(sp.csr_matrix(x, dtype=np.float32, copy=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some cells have zero counts")
+        sc.pp.normalize_total(data, target_sum=target)
+    data.X.data = ROUNDED[change](data.X.data)
+    return data.X
+
+
+def without_common_factors(x: sp.csr_matrix) -> sp.csr_matrix:
+    """What no arithmetic can give back is a factor that all counts of a cell have in common."""
+    factors = [max(1, np.gcd.reduce(row.astype(np.int64), initial=0)) for row in np.split(x.data, x.indptr[1:-1])]
+    return sp.csr_matrix(sp.diags(1 / np.array(factors)) @ x)
+
+
+def real(path: Path, cells: int = 250) -> sp.csr_matrix:
+    x = ad.read_h5ad(path).X
+    return sp.csr_matrix(x[:: max(1, x.shape[0] // cells)][:cells], dtype=np.float32)
+
+
+@pytest.mark.parametrize("path", SETS, ids=[path.stem for path in SETS])
+@pytest.mark.parametrize("change", ROUNDED)
+@pytest.mark.parametrize("target", [1e4, 1e6, None])
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_rounded_values_never_pass_in_silence(path: Path, change: str, target: float | None) -> None:
+    """Counts that were not scaled down come back to the last one; else the values are refused, or it is said that they look odd."""
+    x = real(path)
+    totals = np.asarray(x.sum(1)).ravel()
+    goal = float(np.median(totals[totals > 0])) if target is None else target
+    if target is None and change == "astype(int)" and ((totals > goal / 2).mean() > 0.9 or x.max() < 50):
+        pytest.skip("next to no cell is scaled by more than 2, or cells hold too few different counts: nothing shows")
+    data = adata(normalised(x, target, change))
+    recoverable = change != "log1p, round" and totals.max() < goal / 2
+    if not recoverable:
+        try:
+            take(data)
+        except CountsError:
+            assert re.search("rounded|regular gaps", refusal(data))
+            return
+    matrix, got = take(data)
+    if "counts_recovered" in matrix.facts:
+        assert same(got, without_common_factors(x))
+        assert matrix.facts == {"counts_recovered": f"counts normalised to {target:.6g} per cell and rounded"}
+    else:
+        # Nearly all cells were scaled down, or hold a few counts each.
+        assert (totals > goal / 2).mean() > 0.75
+        assert "rounded normalised values have" in matrix.notes[0]
+        assert matrix.facts["counts_doubt"] in matrix.notes[0]
+
+
+@pytest.mark.parametrize("path", SETS, ids=[path.stem for path in SETS])
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_real_counts_are_not_refused(path: Path) -> None:
+    """Counts as they are, multiplied, of few cells, added up, drawn, amplified, corrected and rounded: nothing of it is normalised."""
+    rng = np.random.default_rng(0)
+    x = real(path)
+    totals = np.asarray(x.sum(1)).ravel()
+    groups = sp.csr_matrix(rng.multinomial(1, np.full(30, 1 / 30), x.shape[0]).T)
+    drawn = adata(x.copy())
+    sc.pp.downsample_counts(drawn, counts_per_cell=int(np.percentile(totals, 30)) + 1, random_state=0)
+
+    def changed(values: np.ndarray) -> sp.csr_matrix:
+        return sp.csr_matrix((values.astype(np.float32), x.indices, x.indptr), shape=x.shape)
+
+    quiet = {
+        "as they are": x,
+        "doubled": x * 2,
+        "tenfold": x * 10,
+        "pseudo-bulk": sp.csr_matrix(groups @ x),
+        "drawn to one depth": drawn.X,
+        "thinned": changed(rng.binomial(x.data.astype(int), 0.3)),
+        "reads": changed(rng.poisson(x.data * 40)),
+        "reads of uneven amplification": changed(rng.poisson(x.data * rng.gamma(2, 20, x.nnz))),
+        "corrected": changed(np.rint(x.data * rng.uniform(0.5, 1, x.nnz))),
+        "expected counts of isoforms": changed(np.rint(x.data * 20 + rng.normal(0, 1, x.nnz)).clip(0)),
+        "without single counts": changed(np.where(x.data > 1, x.data, 0)),
+    }
+    for name, matrix in quiet.items():
+        assert take(adata(matrix))[0].notes == (), name
+    # Of few cells it may be said that nothing can be told.
+    for rows in ([3], [7], [11], range(3), range(8), range(19)):
+        for times in (1, 2):
+            assert same(take(adata(x[list(rows)] * times))[1], x[list(rows)] * times)
+    few = sp.csr_matrix(groups[:3] @ x)
+    assert same(take(adata(few))[1], few)
+    share = np.minimum(1, np.percentile(totals, 5) / np.maximum(totals, 1))
+    thinned = changed(rng.binomial(x.data.astype(int), np.repeat(share, np.diff(x.indptr))))
+    assert same(take(adata(thinned))[1], thinned)
+
+
+def test_rounded_values_in_few_cells(caplog: pytest.LogCaptureFixture) -> None:
+    """Gaps prove it in a single cell; where cells show none, log, receipt and check say that it cannot be told."""
+    x = counts(40, 3000)
+    for cells in (1, 3):
+        assert same(take(adata(normalised(x[:cells], 1e6, "round")))[1], without_common_factors(sp.csr_matrix(x[:cells])))
+    data = ad.read_h5ad(GENEFORMER / "input.h5ad")[:1].copy()
+    rng = np.random.default_rng(0)
+    data.X = sp.csr_matrix(rng.multinomial(1000, rng.dirichlet(np.full(data.n_vars, 0.3)), 1), dtype=np.float32)
+    model = cf.load("geneformer", checkpoint=GENEFORMER / "checkpoint", device="cpu", precision="float32")
+    with caplog.at_level(logging.WARNING, "cellfm_hub"):
+        model.encode(data)
+    said = "a total near 1000 in every cell"
+    assert said in caplog.text
+    assert model.receipt is not None
+    assert said in model.receipt["counts_doubt"]
+    report = cf.check(data, "geneformer", checkpoint=GENEFORMER / "checkpoint")
+    assert any(said in reason for reason in report.models[0].reasons)
+
+
+def test_rounded_values_are_taken_behind_counts_only() -> None:
+    x = counts(200, 300)
+    assert chosen(adata(normalised(x, 1e6, "round"), other=x)) == "layers['other']"
+    assert chosen(adata(x, other=normalised(x, 1e6, "round"))) == "X"
+    # Named by the user too, and in a layer whose name says what it is.
+    assert same(take(adata(counts(200, 300, seed=1), norm=normalised(x, 1e6, "round")), "norm")[1], x)
+    assert "rounded logarithms" in refusal(adata(normalised(counts(200, 3000), 1e4, "log1p, round")), "X")
+
+
+def test_totals_alone_need_the_users_word() -> None:
+    """All cells scaled down: nothing but the even totals shows it."""
+    rng = np.random.default_rng(0)
+    fractions = rng.dirichlet(np.full(500, 0.05), 300) * (rng.random((300, 500)) < rng.uniform(0.3, 0.9, (300, 1)))
+    data = adata(sp.csr_matrix(np.rint(fractions / fractions.sum(1, keepdims=True) * 1e4), dtype=np.float32))
+    assert "nearly the same total (9996" in refusal(data)
+    assert "nearly the same total" in take(data, "X")[0].notes[0]
+
+
+def test_a_rounded_cell_that_cannot_be_recovered_is_named() -> None:
+    """Behind the sample every cell is still verified, and every part of a file is judged alike."""
+    x = counts(6000, 30)
+    values = normalised(x, 1e6, "round")
+    cells = from_anndata(adata(values))
+    matrix = find_counts(cells, None)
+    part = sp.csr_matrix(sp.vstack([block.counts for block in count_blocks(cells, matrix, rows=range(2000, 2300))]))
+    assert same(part, without_common_factors(sp.csr_matrix(x[2000:2300])))
+    values.data[values.indptr[1000]] += 3
+    said = refusal(adata(values))
+    assert "cell '1000'" in said
+    assert "cannot be recovered" in said
+    values.data[values.indptr[1000]] -= 2.75
+    assert "not whole numbers" in refusal(adata(values))
+
+
+@given(x=rows_of_counts(), target=st.sampled_from([1e4, 1e5, 1e6]), change=st.sampled_from(["round", "astype(int)"]))
+@settings(max_examples=200, deadline=None)
+def test_rounded_values_are_recovered_or_refused(x: np.ndarray, target: float, change: str) -> None:
+    """Whatever the counts, if the smallest of each cell is small: they come back to the last one, or the row is refused."""
+    assume((np.where(x > 0, x, 10_000).min(axis=1) <= 20)[x.any(axis=1)].all())
+    values = sp.csr_matrix(ROUNDED[change]((x / np.maximum(x.sum(1, keepdims=True), 1) * target).astype(np.float32)))
+    counts, row, _ = RoundedScaling("nearest" if change == "round" else "down", target).recover(values)
+    if row < 0:
+        np.testing.assert_array_equal(counts.toarray(), x)
 
 
 # Models that use only the order of values within a cell

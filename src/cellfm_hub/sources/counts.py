@@ -3,9 +3,11 @@
 Looked at, in this order: ``layers["counts"]``; other layers, those with a usual name for counts first, then by name; ``raw.X``; ``X``.
 The first that holds non-negative whole numbers is taken, unless ``raw.X`` or ``X`` holds the same counts of more genes. Where none does,
 the first whose values are normalised counts is taken, and the counts are recovered from it (see :mod:`~cellfm_hub.sources.recovery`).
+Normalised values that were rounded are whole numbers, but no counts: they are recovered too, or refused (see
+:mod:`~cellfm_hub.sources.rounded`).
 
 Layers of RNA velocity hold a part of the counts and are taken only when ``layer=`` names them. Whole numbers that look like something
-else (zeros and ones, bins, ranks, rounded values) are taken from ``layers["counts"]``, ``raw.X`` or ``X`` if there is nothing better, with
+else (zeros and ones, bins, ranks) are taken from ``layers["counts"]``, ``raw.X`` or ``X`` if there is nothing better, with
 a warning, and never from another layer.
 """
 
@@ -21,7 +23,8 @@ import scipy.sparse as sp
 from cellfm_hub.errors import CountsError, InputError
 from cellfm_hub.genes import CountMatrix
 from cellfm_hub.sources.matrix import CellBlock, CellData, Matrix
-from cellfm_hub.sources.recovery import recognise
+from cellfm_hub.sources.recovery import Scaling, recognise
+from cellfm_hub.sources.rounded import recognise_gaps, recognise_totals
 
 BLOCK_ROWS = 1024
 """Cells that are read, tokenized and sorted together. Larger blocks are slower: their arrays no longer come from memory in use before."""
@@ -79,12 +82,12 @@ def find_counts(data: CellData, layer: str | None, values: MatrixValues = "count
             return _with_most_genes(looked_at[-1], candidates, data) if layer is None and values == "counts" else matrix
     if values == "counts":
         if layer is not None and looked_at[0].problem is None:
-            return replace(candidates[0], notes=_doubts(looked_at[0]))
+            return _doubtful(looked_at[0])
         for found in looked_at:
             if (recovered := _recover(found)) is not None:
                 return recovered
         if (doubtful := _best_doubtful(looked_at)) is not None:
-            return replace(doubtful.matrix, notes=_doubts(doubtful))
+            return _doubtful(doubtful)
         ordered = [found for found in looked_at if order_only and found.unordered is None]
         if ordered:
             return _by_order(ordered[0].matrix)
@@ -132,7 +135,8 @@ def count_blocks(
     for start in range(rows.start, rows.stop, block_rows):
         stop = min(start + block_rows, rows.stop)
         block = CellBlock(start, matrix.rows(start, stop), data.obs.iloc[start:stop])
-        problem = _unfit(block, matrix, "abundances" if matrix.scaling or matrix.by_order else values)
+        fractions = isinstance(matrix.scaling, Scaling) or matrix.by_order
+        problem = _unfit(block, matrix, "abundances" if fractions else values)
         if problem is None and matrix.scaling is not None:
             counts, row, reason = matrix.scaling.recover(block.counts)
             block = replace(block, counts=counts)
@@ -209,12 +213,15 @@ class _Look:
     """Why it does not hold what is wanted."""
     doubt: str | None
     """Why it may hold something else although it looks right."""
+    only_if_named: bool = False
+    """Whether that is so likely that it is taken only if the user names it."""
 
     @property
     def unordered(self) -> str | None:
         """Why the order of its values within a cell is not that of counts, as far as can be seen."""
         counts = self.sample.counts
-        if self.problem is None or _unfit(self.sample, self.matrix, "abundances") is not None:
+        whole = _unfit(self.sample, self.matrix, "counts") is None
+        if whole or _unfit(self.sample, self.matrix, "abundances") is not None:
             return "it holds whole numbers, or no numbers from 0 up"
         filled = np.count_nonzero(counts.data)
         if filled == counts.shape[0] * counts.shape[1]:
@@ -242,15 +249,31 @@ class _Look:
 def _look(matrix: Matrix, data: CellData, values: MatrixValues) -> _Look:
     sample = _sample(matrix, data)
     problem = _unfit(sample, matrix, values) or _not_logarithms(sample, matrix, values)
-    doubt = _doubt(sample.counts, matrix.name) if problem is None and values == "counts" else None
-    if problem is not None and values == "counts" and _unfit(sample, matrix, "abundances") is None:
+    if values != "counts":
+        return _Look(matrix, sample, problem, None)
+    if problem is None:
+        return _look_at_whole_numbers(matrix, sample)
+    if _unfit(sample, matrix, "abundances") is None:
         scaling, row, reason = recognise(sample.counts)
         if scaling is not None:
             matrix = replace(matrix, scaling=scaling)
         else:
             cell = f" (cell {sample.obs.index[row]!r})" if row >= 0 else ""
             problem += f", of which counts cannot be recovered: {reason}{cell}"
-    return _Look(matrix, sample, problem, doubt)
+    return _Look(matrix, sample, problem, None)
+
+
+def _look_at_whole_numbers(matrix: Matrix, sample: CellBlock) -> _Look:
+    rounded = recognise_gaps(sample.counts)
+    if rounded is None or rounded.certainty != "proven":
+        if (doubt := _doubt(sample.counts, matrix.name)) is not None:
+            return _Look(matrix, sample, None, doubt)
+        rounded = rounded or recognise_totals(sample.counts)
+    if rounded is None:
+        return _Look(matrix, sample, None, None)
+    if rounded.certainty != "proven":
+        return _Look(matrix, sample, None, rounded.says, only_if_named=rounded.certainty == "likely")
+    return _Look(replace(matrix, scaling=rounded.scaling), sample, f"{matrix.name} holds {rounded.says}", None)
 
 
 def _sample(matrix: Matrix, data: CellData) -> CellBlock:
@@ -325,26 +348,21 @@ def _doubt(counts: CountMatrix, name: str) -> str | None:
         return "whole numbers of which each stands once in a cell, as ranks do"
     if (greatest == greatest[0]).all():
         return f"whole numbers with the same maximum ({greatest[0]:.6g}) in every cell, as bins do"
-    totals = np.asarray(filled.sum(axis=1, dtype=np.float64)).ravel()
-    # Counting alone makes totals vary by their square root; totals that were made equal on purpose are equal to the last count.
-    if (totals != totals[0]).any() and totals.std() < 0.25 * np.sqrt(totals.mean()):
-        return f"whole numbers with nearly the same total ({totals.mean():.6g}) in every cell, as rounded normalised values do"
     return None
 
 
-def _doubts(found: _Look) -> tuple[str, ...]:
-    """Say that a matrix is taken although it looks odd; empty cells are said elsewhere."""
+def _doubtful(found: _Look) -> Matrix:
+    """Return a matrix that is taken although it may look odd, and say so; empty cells are said elsewhere."""
     if found.doubt is None or found.is_zero:
-        return ()
-    return (
-        f"{found.matrix.name} is taken for raw counts, but it holds {found.doubt}; if it is something else, name the counts with layer=",
-    )
+        return found.matrix
+    note = f"{found.matrix.name} is taken for raw counts, but it holds {found.doubt}; if it is something else, name the counts with layer="
+    return replace(found.matrix, facts={"counts_doubt": found.doubt}, notes=(note,))
 
 
 def _best_doubtful(looked_at: list[_Look]) -> _Look | None:
     """Return the first odd matrix to take for want of a better one."""
     usual = ("layers['counts']", "raw.X", "X")
-    doubtful = [found for found in looked_at if found.problem is None and found.matrix.name in usual]
+    doubtful = [found for found in looked_at if found.problem is None and not found.only_if_named and found.matrix.name in usual]
     with_counts = [found for found in doubtful if not found.is_zero]
     if with_counts:
         return with_counts[0]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cellfm_hub.errors import CellFMError, InputError
 from cellfm_hub.genes import CountMatrix
 from cellfm_hub.sources.recovery import Scaling
+from cellfm_hub.sources.rounded import RoundedScaling
 
 _DENSE_VALUES = 2**24
 """Values of a dense matrix that are in memory at a time, in its own dtype (128 MiB of float64)."""
@@ -49,7 +50,7 @@ class Matrix:
     values: Any
     var: pd.DataFrame
     origin: Path | None = None
-    scaling: Scaling | None = None
+    scaling: Scaling | RoundedScaling | None = None
     by_order: bool = False
     facts: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
