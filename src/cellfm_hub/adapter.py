@@ -15,8 +15,7 @@ into hidden states.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from cellfm_hub.checkpoints import CheckpointFiles
-from cellfm_hub.errors import CheckpointFormatError, InputError
+from cellfm_hub.errors import InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.nn import PackedBatch, first, segment_max, segment_mean
 from cellfm_hub.sources.cells import MatrixValues
@@ -290,22 +289,3 @@ class SequenceFeatures(Adapter):
     @abstractmethod
     def embed(self, sequences: Sequence[str]) -> NDArray[np.float32]:
         """Return ``(n, d)`` float32; NaN for a sequence that has no features."""
-
-
-ConfigT = TypeVar("ConfigT")
-
-
-def parse_config(kind: type[ConfigT], config: Mapping[str, Any], origin: str) -> ConfigT:
-    """Take the fields of a dataclass from the contents of a ``config.json``; other keys are ignored.
-
-    Raises
-    ------
-    CheckpointFormatError
-        If a key without a default is missing.
-    """
-    wanted = fields(kind)  # type: ignore[arg-type]
-    missing = [f.name for f in wanted if f.name not in config and f.default is MISSING]
-    if missing:
-        msg = f"the configuration of {origin} lacks {', '.join(missing)}; expected the config.json of the published checkpoint"
-        raise CheckpointFormatError(msg)
-    return kind(**{f.name: config[f.name] for f in wanted if f.name in config})

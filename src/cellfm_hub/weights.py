@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, isnan, prod
 from typing import TypeVar
 
 import torch
@@ -80,6 +80,34 @@ def check_tensors(tensors: Mapping[str, Tensor], layout: Layout, origin: str) ->
         raise CheckpointFormatError(msg)
 
 
+_FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+
+
+def check_numbers(tensor: Tensor, name: str, origin: str) -> None:
+    """Raise unless a tensor holds floating-point numbers, all of them finite.
+
+    One pass over the tensor that makes no copy: about a second for 4 GB in memory, and the pages of a mapped file are then in memory, where
+    the network needs them.
+
+    Raises
+    ------
+    CheckpointFormatError
+        Naming the tensor and what it holds.
+    """
+    if tensor.dtype not in _FLOATS:
+        msg = f"{name} of {origin} holds {str(tensor.dtype).removeprefix('torch.')} numbers, expected floating-point ones;"
+        msg += " if the checkpoint is quantized, use the one it was made from"
+        raise CheckpointFormatError(msg)
+    if tensor.numel() == 0:
+        return
+    # NaN is passed on to both.
+    least, greatest = (float(value) for value in torch.aminmax(tensor))
+    if not isfinite(least) or not isfinite(greatest):
+        nan = "NaN" if isnan(least) else "infinite numbers"
+        msg = f"{name} of {origin} holds {nan}, expected finite numbers; the file is damaged or its training failed, use the published one"
+        raise CheckpointFormatError(msg)
+
+
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
@@ -111,7 +139,7 @@ def load_network(
     Raises
     ------
     CheckpointFormatError
-        If the file does not fit; see :func:`check_tensors`.
+        If the file does not fit; see :func:`check_tensors` and :func:`check_numbers`.
     """
     check_tensors(tensors, layout, origin)
     with meta_device():
@@ -119,21 +147,24 @@ def load_network(
     wanted = network.to(dtype).state_dict()
     in_passing = tensors.in_passing if isinstance(tensors, MappedTensors) else tensors.__getitem__
     state: dict[str, Tensor] = {}
-    filled = dict.fromkeys(wanted, 0)
+    filled: dict[str, set[tuple[int, int]]] = {name: set() for name in wanted}
     for name, key in layout.items():
         if key.to is None:
             continue
         index, parts = key.part
         target, tensor = wanted[key.to], tensors[name]
         if parts == 1 and tensor.device == device and tensor.dtype == target.dtype and tensor.is_contiguous():
+            check_numbers(tensor, name, origin)
             state[key.to] = tensor
         else:
             if key.to not in state:
                 state[key.to] = torch.empty(target.shape, dtype=target.dtype, device=device)
-            state[key.to].chunk(parts)[index].copy_(in_passing(name))
-        filled[key.to] += tensor.numel()
+            tensor = in_passing(name)
+            check_numbers(tensor, name, origin)
+            state[key.to].chunk(parts)[index].copy_(tensor)
+        filled[key.to].add(key.part)
     # A slip in a family's table must not leave a parameter unset.
-    unset = [name for name, target in wanted.items() if filled[name] != target.numel()]
+    unset = [name for name, done in filled.items() if not done or done != {(i, parts) for _, parts in done for i in range(parts)}]
     if unset:
         msg = f"{origin}: no tensor of the file is mapped to {_few(unset)}"
         raise CheckpointFormatError(msg)

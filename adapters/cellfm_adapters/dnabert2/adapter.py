@@ -9,8 +9,9 @@ from torch import nn
 from cellfm_adapters.dnabert2.model import Dnabert2, Dnabert2Config
 from cellfm_adapters.dnabert2.tokenizer import Tokenizer
 from cellfm_adapters.dnabert2.weights import Head, layout
-from cellfm_hub.adapter import Options, SequenceAdapter, parse_config
+from cellfm_hub.adapter import Options, SequenceAdapter
 from cellfm_hub.checkpoints import WEIGHT_FILES, CheckpointFiles
+from cellfm_hub.configs import parse_config
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.safe_files import read_json_object, read_tensors
 from cellfm_hub.sequences import Case

@@ -4,9 +4,11 @@ T total tokens of a batch, D width.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from cellfm_hub.configs import Layers, Positive, Size
 from cellfm_hub.nn import Encoder, EncoderConfig, PackedBatch
 
 
@@ -18,14 +20,16 @@ class Dnabert2Config:
     read; nothing here pads.
     """
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    alibi_starting_size: int
-    layer_norm_eps: float = 1e-12
-    type_vocab_size: int = 2
+    divides: ClassVar[dict[str, str]] = {"num_attention_heads": "hidden_size"}
+
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    intermediate_size: Size
+    alibi_starting_size: Size
+    layer_norm_eps: Positive = 1e-12
+    type_vocab_size: Size = 2
 
 
 class Dnabert2(nn.Module):

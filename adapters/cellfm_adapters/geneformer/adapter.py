@@ -13,8 +13,9 @@ from cellfm_adapters.geneformer.dictionaries import find_dictionaries
 from cellfm_adapters.geneformer.model import Geneformer, GeneformerConfig
 from cellfm_adapters.geneformer.tokenizer import Tokenizer
 from cellfm_adapters.geneformer.weights import layout
-from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions
 from cellfm_hub.checkpoints import WEIGHT_FILES, CheckpointFiles
+from cellfm_hub.configs import parse_config
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.safe_files import read_json_object, read_tensors
 from cellfm_hub.tokens import Tokens

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ def _dictionaries(tokens: dict[str, Any], medians: dict[str, Any], mapping: dict
         if wrong := next((key for key, value in content.items() if not isinstance(value, kind)), None):
             msg = f"the {what} dictionary of {origin} maps {wrong!r} to {content[wrong]!r}; it is not a {what} dictionary"
             raise CheckpointFormatError(msg)
+    # Counts are divided by the median.
+    if wrong := next((key for key, value in medians.items() if not 0 < value < inf), None):
+        msg = f"the median dictionary of {origin} maps {wrong!r} to {medians[wrong]!r}, expected numbers above 0; use the published file"
+        raise CheckpointFormatError(msg)
     return Dictionaries(tokens, medians, mapping)
 
 
@@ -132,8 +137,9 @@ def _read_text(tokens: Path, aliases: Path | None) -> Dictionaries:
     mapping = {entry["token"].upper(): entry["token"] for entry in genes}
     if aliases is not None:
         mapping |= {entry["alias"]: entry["ensembl_id"] for entry in rows(aliases)}
-    return Dictionaries(
-        tokens={entry["token"]: int(entry["token_id"]) for entry in entries},
-        medians={entry["token"]: float(entry["median"]) for entry in genes},
-        mapping=mapping,
+    return _dictionaries(
+        {entry["token"]: int(entry["token_id"]) for entry in entries},
+        {entry["token"]: float(entry["median"]) for entry in genes},
+        mapping,
+        tokens.parent,
     )

@@ -4,9 +4,11 @@ T total tokens of a batch, D width.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from cellfm_hub.configs import Layers, Positive, Size
 from cellfm_hub.nn import Encoder, EncoderConfig, PackedBatch
 
 
@@ -14,14 +16,16 @@ from cellfm_hub.nn import Encoder, EncoderConfig, PackedBatch
 class GeneformerConfig:
     """The keys of ``config.json`` that matter, under their published names."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
+    divides: ClassVar[dict[str, str]] = {"num_attention_heads": "hidden_size"}
+
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    intermediate_size: Size
+    max_position_embeddings: Size
+    type_vocab_size: Size = 2
+    layer_norm_eps: Positive = 1e-12
 
 
 class Geneformer(nn.Module):

@@ -1,21 +1,26 @@
 """Nucleotide Transformer: 6-mers through a pre-norm encoder."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from cellfm_adapters.nucleotide_transformer.model import NucleotideTransformer, NucleotideTransformerConfig
 from cellfm_adapters.nucleotide_transformer.tokenizer import Tokenizer
 from cellfm_adapters.nucleotide_transformer.weights import layout
-from cellfm_hub.adapter import Options, SequenceAdapter, parse_config
+from cellfm_hub.adapter import Options, SequenceAdapter
 from cellfm_hub.checkpoints import WEIGHT_FILES, CheckpointFiles
+from cellfm_hub.configs import check_value, parse_config
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.safe_files import read_json_object, read_tensors
 from cellfm_hub.sequences import Case
 from cellfm_hub.tokens import Tokens
 from cellfm_hub.weights import Layout, load_network
+
+_TwoOrMore = Annotated[int, Field(ge=2)]
+"""``<cls>`` and a token; files without a limit state 10^30."""
 
 
 class NucleotideTransformerOptions(Options):
@@ -52,6 +57,10 @@ class NucleotideTransformerAdapter(SequenceAdapter):
             raise CheckpointFormatError(msg)
         settings = files.find("tokenizer_config.json")
         limit = read_json_object(settings).get("model_max_length") if settings else None
+        # Row pad_token_id of the table stands for padding, and positions begin behind it.
+        positions = config.max_position_embeddings - config.pad_token_id - 1
+        check_value(_TwoOrMore, positions, "max_position_embeddings - pad_token_id - 1", files.origin, "config.json")
+        check_value(_TwoOrMore | None, limit, "model_max_length", files.origin, "tokenizer_config.json")
 
         adapter = cls()
         adapter.network = load_network(
@@ -65,9 +74,7 @@ class NucleotideTransformerAdapter(SequenceAdapter):
         adapter.tokenizer = tokenizer
         adapter.layers = config.num_hidden_layers
         adapter.embedding_dim = config.hidden_size
-        # Row pad_token_id of the table stands for padding, and positions begin behind it.
-        positions = config.max_position_embeddings - config.pad_token_id - 1
-        adapter.max_tokens = min(limit, positions) if isinstance(limit, int) else positions
+        adapter.max_tokens = positions if limit is None else min(limit, positions)
         adapter.vocabulary = tokenizer.vocabulary[: config.vocab_size]
         adapter.unknown_id = tokenizer.unk_id
         adapter.special_ids = (tokenizer.cls_id, tokenizer.mask_id)

@@ -6,10 +6,12 @@ T total tokens of a batch, B rows, D width.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from cellfm_hub.configs import Layers, Positive, Size, TokenId
 from cellfm_hub.nn import Encoder, EncoderConfig, PackedBatch, segment_mean
 
 _MASK_RATIO_TRAIN = 0.15 * 0.8
@@ -20,17 +22,19 @@ _MASK_RATIO_TRAIN = 0.15 * 0.8
 class NucleotideTransformerConfig:
     """The keys of ``config.json`` that matter, under their published names."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    layer_norm_eps: float
+    divides: ClassVar[dict[str, str]] = {"num_attention_heads": "hidden_size"}
+
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    intermediate_size: Size
+    max_position_embeddings: Size
+    layer_norm_eps: Positive
     token_dropout: bool
-    position_embedding_type: str
-    pad_token_id: int = 1
-    mask_token_id: int = 2
+    position_embedding_type: Literal["absolute", "rotary"]
+    pad_token_id: TokenId = 1
+    mask_token_id: TokenId = 2
     add_bias_fnn: bool = True
 
     @property

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from cellfm_adapters.scfoundation.model import ScFoundation, ScFoundationConfig
 from cellfm_adapters.scfoundation.tokenizer import TargetDepth, Tokenizer
 from cellfm_adapters.scfoundation.weights import layout, sub_model
-from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions
 from cellfm_hub.checkpoints import CheckpointFiles
+from cellfm_hub.configs import parse_config
 from cellfm_hub.errors import CheckpointFormatError, InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.nn import PackedBatch, segment_max, segment_mean

@@ -4,11 +4,14 @@ T total tokens of a batch, B cells, D width, D' width of the decoder, G genes, P
 """
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellfm_hub.configs import Finite, Layers, Size, TokenId
 from cellfm_hub.errors import InputError
 from cellfm_hub.nn import Encoder, EncoderConfig, PackedBatch, Performer, PerformerConfig
 
@@ -19,19 +22,21 @@ _NORM_EPS = 1e-5
 class ScFoundationConfig:
     """The settings of the checkpoint that matter, under their published names; ``encoder.depth`` is ``encoder_depth``."""
 
-    seq_len: int
+    divides: ClassVar[dict[str, str]] = {"encoder_heads": "encoder_hidden_dim"}
+
+    seq_len: Annotated[int, Field(ge=3, le=10_000_000)]
     """P: the genes, the target depth and the source depth."""
-    bin_num: int
-    bin_alpha: float
-    mask_token_id: int
-    pad_token_id: int
-    encoder_hidden_dim: int
-    encoder_depth: int
-    encoder_heads: int
-    decoder_hidden_dim: int
-    decoder_depth: int
-    decoder_heads: int
-    decoder_dim_head: int
+    bin_num: Size
+    bin_alpha: Finite
+    mask_token_id: TokenId
+    pad_token_id: TokenId
+    encoder_hidden_dim: Size
+    encoder_depth: Layers
+    encoder_heads: Size
+    decoder_hidden_dim: Size
+    decoder_depth: Layers
+    decoder_heads: Size
+    decoder_dim_head: Size
 
     @property
     def genes(self) -> int:

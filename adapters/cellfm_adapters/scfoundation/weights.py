@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from cellfm_adapters.scfoundation.model import ScFoundationConfig
-from cellfm_hub.adapter import parse_config
+from cellfm_hub.configs import parse_config
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.nn import random_features
 from cellfm_hub.weights import Key, Layout, dense, norm
@@ -56,7 +56,7 @@ def sub_model(
     except (KeyError, TypeError):
         settings = dict(published)
     tensors = {key.removeprefix("model."): tensor for key, tensor in state.items()}
-    return parse_config(ScFoundationConfig, flatten_settings(settings), origin), tensors
+    return parse_config(ScFoundationConfig, flatten_settings(settings), origin, "models.ckpt"), tensors
 
 
 def layout(config: ScFoundationConfig, *, decoder: bool) -> Layout:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from cellfm_adapters.scgpt.model import ScGPT, ScGPTConfig
 from cellfm_adapters.scgpt.tokenizer import Ties, Tokenizer, Vocabulary
 from cellfm_adapters.scgpt.weights import layout, published_tensors
-from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions
 from cellfm_hub.checkpoints import CheckpointFiles
+from cellfm_hub.configs import parse_config
 from cellfm_hub.errors import CheckpointFormatError
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.safe_files import read_json_object, read_tensors
@@ -52,7 +53,7 @@ class ScGPTAdapter(CellAdapter):
         args = read_json_object(files.get("args.json"))
         vocabulary = Vocabulary(read_json_object(files.get("vocab.json")), files.origin)
         tensors = published_tensors(read_tensors(files.get("best_model.pt")), files.origin)
-        config = parse_config(ScGPTConfig, {**args, "ntoken": len(vocabulary)}, files.origin)
+        config = parse_config(ScGPTConfig, {**args, "ntoken": len(vocabulary)}, files.origin, "args.json")
         _check(config, tensors, files.origin)
 
         adapter = cls()
@@ -89,18 +90,6 @@ def _check(config: ScGPTConfig, tensors: Mapping[str, Tensor], origin: str) -> N
     CheckpointFormatError
         If the files are not of one checkpoint.
     """
-    sizes = {name: getattr(config, name) for name in ("embsize", "nheads", "d_hid", "nlayers")}
-    if wrong := [f"{name}={size!r}" for name, size in sizes.items() if type(size) is not int or size < 1]:
-        msg = f"args.json of {origin} has {', '.join(wrong)}; expected positive whole numbers, use the file of the release"
-        raise CheckpointFormatError(msg)
-    if not isinstance(config.pad_value, int | float):
-        msg = f"args.json of {origin} has pad_value={config.pad_value!r}; expected a number, use the file of the release"
-        raise CheckpointFormatError(msg)
-    if config.embsize % config.nheads:
-        msg = (
-            f"args.json of {origin} has embsize={config.embsize}, which nheads={config.nheads} does not divide; use the file of the release"
-        )
-        raise CheckpointFormatError(msg)
     table = tensors.get("encoder.embedding.weight")
     if table is not None and len(table) != config.ntoken:
         msg = f"vocab.json of {origin} has {config.ntoken:,} tokens (special ones included), best_model.pt has {len(table):,};"

@@ -4,10 +4,12 @@ T total tokens of a batch, D width.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellfm_hub.configs import Finite, Layers, Size
 from cellfm_hub.nn import Encoder, EncoderConfig, PackedBatch
 
 _EPS = 1e-5
@@ -18,14 +20,19 @@ _EPS = 1e-5
 class ScGPTConfig:
     """The keys of ``args.json`` that matter, under their published names, and the size of the vocabulary."""
 
-    ntoken: int
+    divides: ClassVar[dict[str, str]] = {"nheads": "embsize"}
+
+    ntoken: Size
     """Entries of ``vocab.json``; the name is that of the original class's argument."""
-    embsize: int
-    nheads: int
-    d_hid: int
-    nlayers: int
-    pad_value: float = -2
+    embsize: Size
+    nheads: Size
+    d_hid: Size
+    nlayers: Layers
+    pad_value: Finite = -2
     """The value at ``<cls>``, too."""
+    n_bins: Size = 51
+    max_seq_len: Size = 1200
+    """These two are checked and not used: the original takes 51 and 1200 whatever they say."""
 
 
 class GeneEncoder(nn.Module):

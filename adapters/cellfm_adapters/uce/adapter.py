@@ -19,15 +19,16 @@ from cellfm_adapters.uce.model import UCE, UCEConfig
 from cellfm_adapters.uce.species import SPECIAL_NAMES, Genes, check_species, new_species, published_genes, tell_species
 from cellfm_adapters.uce.tokenizer import SAMPLE_SIZE, PlacedGenes, place_genes, tokenize
 from cellfm_adapters.uce.weights import TOKEN_TABLE, layout, read_config
-from cellfm_hub.adapter import CellAdapter, CellOptions, parse_config
+from cellfm_hub.adapter import CellAdapter, CellOptions
 from cellfm_hub.checkpoints import CheckpointFiles
+from cellfm_hub.configs import parse_config
 from cellfm_hub.errors import InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.nn import PackedBatch, segment_max, segment_mean
 from cellfm_hub.nn.matmul_precision import exact_products
 from cellfm_hub.safe_files import read_tensors
 from cellfm_hub.tokens import Tokens
-from cellfm_hub.weights import Layout, load_network
+from cellfm_hub.weights import Layout, check_numbers, load_network
 
 PROJECTED_TOGETHER = 1024
 """Rows of the token table that are projected at once, always the same ones together, so that results do not depend on what came before."""
@@ -62,6 +63,7 @@ class UCEAdapter(CellAdapter):
     genes: Genes
     samples: int
     _config: UCEConfig
+    _origin: str
     _table: Tensor
     """The token table, ``(V, P)``, left on disk where it can be; rows are projected when they are first needed."""
     _projected: NDArray[np.bool_]
@@ -87,13 +89,14 @@ class UCEAdapter(CellAdapter):
             # The original release puts the new species in the place of all others.
             adapter.genes, table = new_species(options.proteins, options.chromosomes, options.taxon, table[: len(SPECIAL_NAMES)])
             config = replace(config, rows=len(table))
+        check_numbers(table[: len(SPECIAL_NAMES)], TOKEN_TABLE, files.origin)
         adapter.network = load_network(lambda: UCE(config), tensors, file_layout, origin=files.origin, device=device, dtype=dtype)
         adapter.samples, adapter.dataset_dependent = options.samples, options.filter
         adapter.species = adapter.genes.species
         adapter.layers = config.nlayers
         adapter.embedding_dim = config.output_dim
         adapter.max_tokens = config.pad_length
-        adapter._config, adapter._table = config, table
+        adapter._config, adapter._table, adapter._origin = config, table, files.origin
         adapter._projected = np.zeros(-(-len(table) // PROJECTED_TOGETHER), dtype=bool)
         return adapter
 
@@ -132,6 +135,7 @@ class UCEAdapter(CellAdapter):
         rows = self._table[chosen.first_row : chosen.first_row + len(chosen.symbols)]
         layer = self.network.gene_embedding_layer
         at = next(layer.parameters())
+        check_numbers(rows, TOKEN_TABLE, self._origin)
         with torch.inference_mode(), exact_products():
             parts = [layer(rows[i : i + PROJECTED_TOGETHER].to(at)).float().cpu() for i in range(0, len(rows), PROJECTED_TOGETHER)]
         return pd.DataFrame(torch.cat(parts).numpy(), index=pd.Index(chosen.symbols, name="gene_id"))
@@ -145,6 +149,8 @@ class UCEAdapter(CellAdapter):
         with torch.inference_mode(), exact_products():
             for part in np.flatnonzero(wanted & ~self._projected):
                 rows = slice(part * PROJECTED_TOGETHER, (part + 1) * PROJECTED_TOGETHER)
+                # The rest of the table stays on disk, unread.
+                check_numbers(self._table[rows], TOKEN_TABLE, self._origin)
                 self.network.tokens[rows] = self.network.project(self._table[rows].to(self.network.tokens.device))
                 self._projected[part] = True
 

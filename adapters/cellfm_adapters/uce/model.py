@@ -5,11 +5,13 @@ T total tokens of a batch, P width of a protein vector, D width, O width of the 
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellfm_hub.configs import Layers, Size
 from cellfm_hub.nn import Encoder, EncoderConfig, PackedBatch
 
 NORM_EPS = 1e-5
@@ -20,16 +22,18 @@ DECODER_HIDDEN = 1024
 class UCEConfig:
     """Sizes, under the names of the original code. The published file has no configuration: they are read from its tensors."""
 
-    nlayers: int
-    rows: int = 145_469
+    divides: ClassVar[dict[str, str]] = {"nhead": "d_model"}
+
+    nlayers: Layers
+    rows: Size = 145_469
     """Rows of the token table: special tokens, genes of all species, chromosomes of all species."""
-    token_dim: int = 5120
+    token_dim: Size = 5120
     """Width of a protein vector of ESM2 (15B)."""
-    d_model: int = 1280
-    nhead: int = 20
-    d_hid: int = 5120
-    output_dim: int = 1280
-    pad_length: int = 1536
+    d_model: Size = 1280
+    nhead: Size = 20
+    d_hid: Size = 5120
+    output_dim: Size = 1280
+    pad_length: Size = 1536
     """Longest sentence."""
 
 
