@@ -67,7 +67,7 @@ def test_loading_is_light(data: str, tmp_path: Path) -> None:
 def test_all_is_what_is_public() -> None:
     """`__all__` holds the names declared for type checkers, each resolves, and nothing public stands beside them."""
     assert cellfm_hub.__all__ == sorted(cellfm_hub.__all__)
-    declared = {"__version__"}
+    declared: set[str] = set()
     for node in ast.parse(Path(cellfm_hub.__file__).read_text()).body:
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             declared |= {alias.name for statement in node.body for alias in statement.names}  # type: ignore[attr-defined]

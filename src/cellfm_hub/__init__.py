@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cellfm_hub import datasets, errors, genes, pl
     from cellfm_hub._settings import settings
+    from cellfm_hub._version import __version__
     from cellfm_hub.api import embed, load
     from cellfm_hub.checking import Report, check
     from cellfm_hub.embedder import Embedder
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "__version__": "cellfm_hub._version",
     "embed": "cellfm_hub.api",
     "embed_file": "cellfm_hub.jobs.run",
     "load": "cellfm_hub.api",
@@ -64,10 +66,6 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _MODULES:
         value = importlib.import_module(f"cellfm_hub.{name}")
-    elif name == "__version__":
-        from importlib.metadata import version
-
-        value = version("cellfm-hub")
     else:
         msg = f"module 'cellfm_hub' has no attribute {name!r}"
         raise AttributeError(msg)

@@ -3,12 +3,12 @@
 import json
 import platform
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
+from cellfm_hub._version import __version__
 from cellfm_hub.qc import CellQuality
 from cellfm_hub.sequences import BaseCounts
 
@@ -31,6 +31,8 @@ class Tally:
     """Total counts, and those on genes the model knows."""
     tokens_cut: int = 0
     """Tokens that did not fit into the model's input."""
+    precisions: list[str] = field(default_factory=list)
+    """What the vectors were computed in: more than one where values overflowed on the way."""
     cells: CellQuality = field(default_factory=CellQuality)
     """What the model saw of each cell."""
     bases: BaseCounts = field(default_factory=BaseCounts)
@@ -38,16 +40,23 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Add the tally of other rows of the same data."""
         self.facts |= other.facts
+        for precision in other.precisions:
+            self.computed_in(precision)
         for name in ("rows", "empty", "truncated", "counts", "counts_used", "tokens_cut"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.cells.extend(other.cells)
         for name, count in vars(other.bases).items():
             setattr(self.bases, name, getattr(self.bases, name) + count)
 
+    def computed_in(self, precision: str) -> None:
+        """Note what vectors were computed in."""
+        if precision not in self.precisions:
+            self.precisions.append(precision)
+
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain numbers and strings, without the columns of single cells."""
+        """Return it as plain numbers and strings, without the columns of single cells, and the precision, which a part notes itself."""
         written = asdict(replace(self, cells=CellQuality()))
-        del written["cells"]
+        del written["cells"], written["precisions"]
         return written
 
     @classmethod
@@ -76,6 +85,8 @@ class Tally:
     def receipt(self) -> Receipt:
         """Return the tally's own entries."""
         out: Receipt = {"n_rows": self.rows, "n_empty": self.empty, "n_truncated": self.truncated, "tokens_cut": self.tokens_cut}
+        if self.precisions:
+            out["precision"] = "+".join(self.precisions)
         out |= self.facts
         if self.counts:
             out |= {"counts": self.counts, "counts_used": round(self.counts_used / self.counts, 6)}
@@ -95,7 +106,7 @@ class Tally:
 def versions() -> Receipt:
     """Return the versions that numbers depend on."""
     return {
-        "cellfm_hub_version": version("cellfm-hub"),
+        "cellfm_hub_version": __version__,
         "python_version": platform.python_version(),
         "torch_version": str(torch.__version__),
         "numpy_version": np.__version__,
