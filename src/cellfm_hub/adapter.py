@@ -127,6 +127,10 @@ class TokenAdapter(Adapter):
         """Return the width of what :meth:`pool`, or :meth:`token_vectors` where `pooling` is ``None``, gives after block `layer`."""
         return self.embedding_dim
 
+    def unload(self) -> None:
+        """Give back the memory that the network takes. From then on the adapter can tokenize, and no longer compute."""
+        self.network.to("meta")
+
     def prepare(self, tokens: Tokens) -> None:
         """Make ready what the network needs for these tokens. Called on the host before they are cut into batches."""
 

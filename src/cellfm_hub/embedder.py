@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from cellfm_hub.adapter import (
 )
 from cellfm_hub.blocks import TokenBlock, Vectors, combine, empty_inputs, input_bases, join, stack_parts, unit_length, unpool
 from cellfm_hub.checkpoints import WEIGHT_SUFFIXES, CheckpointFiles
-from cellfm_hub.engine.memory import TokenBudget
+from cellfm_hub.engine.memory import TokenBudget, release
+from cellfm_hub.engine.overflow import FiniteStates, watched
 from cellfm_hub.engine.overlap import prefetch
 from cellfm_hub.engine.run import run_network
 from cellfm_hub.errors import CountsError, InputError, SequenceError
@@ -91,12 +93,17 @@ class Embedder:
         self._budget = TokenBudget()
 
     def __repr__(self) -> str:
-        return f"<Embedder {self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, from {self.files.origin}>"
+        return f"<Embedder {self.name} on {self.device} in {self.precision}, from {self.files.origin}>"
 
     @property
     def modality(self) -> str:
         """``"cell"`` or ``"sequence"``."""
         return self.entry.modality
+
+    @property
+    def precision(self) -> str:
+        """Number format of the network: ``"float32"``, ``"bfloat16"`` or ``"float16"``."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def embedding_dim(self) -> int:
@@ -159,7 +166,7 @@ class Embedder:
         output_layer
             0 = embedding output, k = after block k, -1 = last; default: the recipe's.
         batch_tokens
-            Tokens that are computed together. Changes speed and memory, never a vector.
+            Tokens that are computed together. Changes speed and memory, and no vector beyond rounding.
         seed
             For models that sample; a cell's draw depends on its content and this number alone.
         on_empty
@@ -533,6 +540,7 @@ class Embedder:
         block = prepared.block
         if isinstance(block, TokenBlock):
             values = self._embed_block(block, request, advance)
+            prepared.tally.computed_in(self.precision)
             return unpool(values, block, request.level, self._token_adapter()) if request.per_token else values
         assert isinstance(block, SequenceBlock)
         vectors = self._features_of_sequences(block, request, prepared.tally)
@@ -540,7 +548,21 @@ class Embedder:
         return vectors
 
     def _embed_block(self, block: TokenBlock, request: Request, advance: Callable[[float], None] = lambda _inputs: None) -> Vectors:
-        """Run the network on a block: ``(inputs, d)``, or ``(tokens, d)``. `advance` is told how many inputs are done."""
+        """Compute a block: ``(inputs, d)``, or ``(tokens, d)``. `advance` is told how many inputs are done."""
+        values, finite = self._run_network(block, request, advance)
+        if not finite and self._guard_overflow:
+            logger.warning("%s overflows in float16; computing in bfloat16 from here on", self.name)
+            self.turn_to_bfloat16()
+            values, _ = self._run_network(block, request)  # the bar has moved already
+        if request.pooling is None:
+            return values
+        vectors = combine(values, block, request.pooling)
+        return unit_length(vectors) if request.normalize else vectors
+
+    def _run_network(
+        self, block: TokenBlock, request: Request, advance: Callable[[float], None] = lambda _inputs: None
+    ) -> tuple[Vectors, bool]:
+        """Run the network on a block: one vector per row or token, and whether all it computed was finite, as far as that is looked at."""
         adapter = self._token_adapter()
         pooling = request.pooling
         adapter.prepare(block.tokens)
@@ -551,31 +573,34 @@ class Embedder:
                 return adapter.token_vectors(batch, request.output_layer)
             return adapter.row_vectors(batch, request.output_layer, pooling)
 
-        values = run_network(
-            forward,
-            block.tokens,
-            dim=adapter.width(pooling, request.output_layer),
-            per_token=request.per_token,
-            out_lengths=adapter.token_rows(block.tokens).lengths if pooling is None else None,
-            device=self.device,
-            batch_tokens=request.batch_tokens,
-            first_only=adapter.reads_first_only(pooling),
-            budget=self._budget,
-            on_batch=lambda rows: advance(rows * inputs_per_row),
-        )
+        with watched(adapter.network) if self._guard_overflow else nullcontext(FiniteStates()) as finite:
+            values = run_network(
+                forward,
+                block.tokens,
+                dim=adapter.width(pooling, request.output_layer),
+                per_token=request.per_token,
+                out_lengths=adapter.token_rows(block.tokens).lengths if pooling is None else None,
+                device=self.device,
+                batch_tokens=request.batch_tokens,
+                first_only=adapter.reads_first_only(pooling),
+                budget=self._budget,
+                on_batch=lambda rows: advance(rows * inputs_per_row),
+            )
         advance(np.count_nonzero(block.tokens.lengths == 0) * inputs_per_row)  # empty rows are in no batch
-        if self._guard_overflow:
-            expected = np.ones(len(values), bool) if request.per_token else block.tokens.lengths > 0
-            if not np.isfinite(values[expected]).all():
-                logger.warning("%s overflows in float16; computing in bfloat16 from here on", self.name)
-                self.dtype, self._guard_overflow, self._budget = torch.bfloat16, False, TokenBudget()
-                # From the files: a weight that overflowed is lost in float16.
-                self.adapter = type(adapter).load(self.files, self._options, self.device, self.dtype)
-                return self._embed_block(block, request)  # the bar has moved already
-        if pooling is None:
-            return values
-        vectors = combine(values, block, pooling)
-        return unit_length(vectors) if request.normalize else vectors
+        if self._guard_overflow and request.per_token:  # vectors of single tokens may come from a network of their own
+            return values, bool(finite) and bool(np.isfinite(values).all())
+        return values, bool(finite)
+
+    def turn_to_bfloat16(self) -> None:
+        """Compute in bfloat16 from here on: it holds what float16 cannot."""
+        if self.dtype == torch.bfloat16:
+            return
+        adapter = self._token_adapter()
+        adapter.unload()  # the device need not hold two networks
+        release(self.device)
+        # From the files: a weight that overflowed is lost in float16.
+        self.adapter = type(adapter).load(self.files, self._options, self.device, torch.bfloat16)
+        self.dtype, self._guard_overflow, self._budget = torch.bfloat16, False, TokenBudget()
 
     def fit(self, blocks: Sequence[CellBlock], request: Request, tally: Tally) -> Vectors:
         """Apply a model that is fitted to the whole data set, all blocks of it."""
@@ -622,7 +647,7 @@ class Embedder:
             "options": as_text(self._options.model_dump(mode="json")),
             "dataset_dependent": request.dataset_dependent,
             "device": str(self.device),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": self.precision,
         }
         if isinstance(self.adapter, TokenAdapter):
             receipt |= {

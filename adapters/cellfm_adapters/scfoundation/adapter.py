@@ -179,6 +179,10 @@ class ScFoundationAdapter(CellAdapter):
             self._gene_network = self._sub_model("gene", dtype, decoder=True)
         return self._gene_network.to(dtype).decode(batch)
 
+    def unload(self) -> None:
+        super().unload()
+        self._gene_network = None
+
     def gene_embeddings(self) -> pd.DataFrame:
         genes = self.vocabulary[: self.network.config.genes]
         vectors = self.network.positions.weight[: len(genes)].float().cpu().numpy()

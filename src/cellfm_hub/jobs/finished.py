@@ -62,7 +62,7 @@ class Finished:
         for part in of_model:
             tally.add(Tally.from_json(part.tallies[at]))
         tally.cells = self.cells(place)
-        precisions = dict.fromkeys(part.precisions[at] for part in of_model)
+        precisions = dict.fromkeys(precision for part in of_model for precision in part.precisions[at].split("+"))
         receipt = about["receipt"] | {"precision": "+".join(precisions)} | tally.receipt() | header["versions"]
         receipt["input_fingerprint"] = header["input"]["sha256"]
         return Model(about["key"], receipt, of_model[0].widths[at] if of_model else 0, tally)

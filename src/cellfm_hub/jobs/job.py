@@ -77,6 +77,8 @@ class Wanted:
     """The part is there, made from rows of this hash: it is computed only if they changed."""
     strict: bool = False
     """They must not have changed."""
+    overflowed: tuple[int, ...] = ()
+    """Models, by their place, that overflowed in another process: they turn to bfloat16 here too."""
 
 
 @dataclass(frozen=True)
@@ -171,23 +173,26 @@ class Job:
             yield _Rows(want, read, contents, found)
 
     def _compute(self, rows: _Rows) -> Part:
-        number, tallies = rows.wanted.number, self._tallies(rows)
+        number = rows.wanted.number
+        for place in rows.wanted.overflowed:
+            self.tasks[place].model.turn_to_bfloat16()
         names = [name for block in rows.blocks for name in block[0].names]
         if self.tasks[0].request.per_token:
             file = self.spec.folder / f"part-{number:06d}.parquet"
             width = self._write_tokens(file, rows)
-            sha256, widths = files.sha256(file), [width]
+            sha256, widths, tallies = files.sha256(file), [width], self._tallies(rows)
         else:
             file = self.spec.folder / f"part-{number:06d}.npz"
             vectors = [None if task.fitted else self._vectors(i, rows) for i, task in enumerate(self.tasks)]
             contents = [None if of[0] is None else np.concatenate(of) for of in zip(*rows.contents, strict=True)]
+            tallies = self._tallies(rows)
             sha256 = files.write_vectors(file, names, vectors, contents, [tally.cells for tally in tallies])
             widths = [0 if array is None else array.shape[1] for array in vectors]
         if self.collected is not None:
             for i in self.fitted:
                 self.collected.setdefault(i, []).extend(block[i] for block in rows.blocks)
         told = [tally.as_json() for tally in tallies]
-        return Part(number, file.name, sha256, len(names), rows.digest, told, widths, self._precisions())
+        return Part(number, file.name, sha256, len(names), rows.digest, told, widths, self._precisions(tallies))
 
     def _tallies(self, rows: _Rows) -> list[Tally]:
         tallies = [Tally() for _ in self.tasks]
@@ -196,8 +201,9 @@ class Job:
                 tally.add(prepared.tally)
         return tallies
 
-    def _precisions(self) -> list[str]:
-        return [str(task.model.dtype).removeprefix("torch.") for task in self.tasks]
+    def _precisions(self, tallies: list[Tally]) -> list[str]:
+        """Say what the vectors of a part were computed in; those of earlier results, in what the model computes in now."""
+        return ["+".join(tally.precisions) or task.model.precision for tally, task in zip(tallies, self.tasks, strict=True)]
 
     def _vectors(self, place: int, rows: _Rows) -> Vectors:
         task, found = self.tasks[place], []
@@ -241,7 +247,7 @@ class Job:
             vectors = task.model.fit([some.block for some in prepared], task.request, tally)  # type: ignore[misc]
             file = self.spec.folder / f"fitted-{i}.npz"
             sha256 = files.write_vectors(file, names, [vectors], [None], [tally.cells])
-            yield Part(i, file.name, sha256, len(names), "", [tally.as_json()], [vectors.shape[1]], [self._precisions()[i]])
+            yield Part(i, file.name, sha256, len(names), "", [tally.as_json()], [vectors.shape[1]], [task.model.precision])
 
 
 def _finish_some(task: Task, prepared: Prepared, index: NDArray[np.int64] | None) -> Vectors:

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from cellfm_hub._settings import settings
 from cellfm_hub.errors import CellFMError, DeviceError
 from cellfm_hub.jobs.job import Done, Spec, Wanted, open_job
+from cellfm_hub.jobs.journal import Part
 
 logger = logging.getLogger("cellfm_hub")
 
@@ -39,6 +40,7 @@ class Workers:
 
     def __init__(self, workers: list[_Worker], about: dict[str, Any]) -> None:
         self._workers, self._about = workers, about
+        self._overflowed: set[int] = set()
         self._last_words = ""
 
     @property
@@ -77,7 +79,7 @@ class Workers:
 
         while True:
             while idle and (part := next_part()) is not None:
-                worker = idle.pop(0)
+                worker, part = idle.pop(0), replace(part, overflowed=tuple(sorted(self._overflowed)))
                 worker.assigned.append(part)
                 with suppress(OSError):  # that it is dead shows below
                     worker.pipe.send(part)
@@ -98,6 +100,7 @@ class Workers:
                     idle.append(worker)
                 elif kind == "done":
                     worker.assigned.remove(content.wanted)
+                    self._note_overflow(content.part)
                     yield content
                 elif kind == "error":
                     error = error or content
@@ -107,6 +110,12 @@ class Workers:
                     again += self._bury(worker)
         if error is not None:
             raise error
+
+    def _note_overflow(self, part: Part | None) -> None:
+        """Remember which models turned to bfloat16, so that vectors do not depend on who draws the next part."""
+        for place, model in enumerate(self._about["models"]):
+            if part is not None and part.precisions[place] != model["receipt"]["precision"]:
+                self._overflowed.add(place)
 
     def _bury(self, worker: _Worker) -> list[Wanted]:
         """Strike a worker off; return what it leaves undone."""
