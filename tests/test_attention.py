@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cellfm_hub as cf
 from cellfm_hub.nn import Alibi, Encoder, EncoderConfig, PackedBatch
@@ -147,6 +148,52 @@ def test_packed_operators_are_called_as_torch_declares_them(monkeypatch: pytest.
         assert (flash["dropout_p"], flash["is_causal"], flash["return_debug_mask"]) == (0.0, False, False)
         assert (efficient["bias"], efficient["dropout_p"], efficient["custom_mask_type"]) == (None, 0.0, 0)
         assert efficient["query"].shape == (1, *queries.shape)
+
+
+@pytest.mark.parametrize("splits", [False, True], ids=["torch 2.11", "torch 2.12"])
+def test_varlen_attention_keeps_from_cudnn(splits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch can be told how often to split a row, it is told once: then neither cuDNN nor the size of the batch decides."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    seen: list[dict[str, Any]] = []
+
+    def older(query: Tensor, *given: Any, is_causal: bool = False) -> Tensor:
+        seen.append({})
+        return query
+
+    def newer(query: Tensor, *given: Any, num_splits: int | None = None) -> Tensor:
+        seen.append({"num_splits": num_splits})
+        return query
+
+    monkeypatch.setattr(varlen, "varlen_attn", newer if splits else older)
+    query, key, value, batch, _ = ragged((4, 2))
+    VARLEN.kernel(query, key, value, batch, None)
+    VARLEN.kernel(query[batch.starts], key, value, batch, None)
+    assert seen == [{"num_splits": 1} if splits else {}] * 2
+
+
+class Largest(TorchDispatchMode):
+    """Notes the elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor) and func is not torch.ops.aten.as_strided.default:  # a view takes no memory
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("backend", [BY_ROW, FLEX], ids=["row", "flex"])
+def test_the_bias_of_one_query_is_one_row(backend: Backend) -> None:
+    """On devices other than a CPU biases are written out: for the first token alone, in rows of 10,000, that is little."""
+    length, heads, device = 10_000, 12, torch.device("meta")
+    key, value = (torch.empty(2 * length, heads, 8, device=device) for _ in range(2))
+    batch = PackedBatch(ids=torch.empty(2 * length, dtype=torch.int64, device=device), lengths=(length, length))
+    alibi = Alibi(heads, length, torch.float32, device)
+    with Largest() as largest:
+        assert backend.kernel(torch.empty(2, heads, 8, device=device), key, value, batch, alibi).shape == (2, heads, 8)
+    assert largest.elements <= 2 * heads * length * 8
 
 
 @pytest.mark.parametrize(

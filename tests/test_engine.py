@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cellfm_hub as cf
+from cellfm_hub import cost
 from cellfm_hub.adapter import TokenAdapter
 from cellfm_hub.cards import Fidelity
 from cellfm_hub.engine import device as device_module
-from cellfm_hub.engine.device import bfloat16_speed_up, choose_dtype
+from cellfm_hub.engine import run as run_module
+from cellfm_hub.engine.device import bfloat16_speed_up, choose_device, choose_dtype
 from cellfm_hub.engine.memory import CLEAN_BATCHES, TokenBudget
 from cellfm_hub.engine.overlap import AHEAD, prefetch
 from cellfm_hub.engine.run import run_network
@@ -281,6 +283,79 @@ def test_bfloat16_on_cpus(amx: bool, speed_up: float, fidelity: Any, expected: t
 
 def test_the_probe_measures() -> None:
     assert 0.01 < bfloat16_speed_up() < 1000
+
+
+# Devices
+
+
+def test_a_torch_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cause is named, not "0 devices": a card may be there."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(DeviceError, match=rf"device='{name}' is not available: this torch .* built without CUDA"):
+            choose_device(name)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    with pytest.raises(DeviceError, match=r"this machine has 0 cuda device\(s\)"):
+        choose_device("cuda")
+
+
+def test_waiting_for_a_device_takes_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that read and tokenize need it."""
+    made: list[dict[str, Any]] = []
+
+    class Event:
+        def __init__(self, **options: Any) -> None:
+            made.append(options)
+
+        def record(self, stream: str) -> None:
+            assert stream == "stream of cuda:0"
+
+    class OnCard:
+        device = torch.device("cuda", 0)
+
+        def to(self, device: str, *, non_blocking: bool) -> str:
+            assert (device, non_blocking) == ("cpu", True)
+            return "copy"
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    copy, _ = run_module._to_host(OnCard())  # type: ignore[arg-type]
+    assert copy == "copy"
+    assert made == [{"blocking": True}]
+
+
+def test_the_longest_row_is_looked_for_once() -> None:
+    """Every layer asks for it, in batches of up to 4,096 rows."""
+    looked = []
+
+    class Lengths(tuple[int, ...]):
+        __slots__ = ()
+
+        def __iter__(self) -> Iterator[int]:
+            looked.append(True)
+            return super().__iter__()
+
+    batch = PackedBatch(ids=torch.zeros(6, dtype=torch.int64), lengths=Lengths((4, 2)))
+    assert [batch.longest for _ in range(24)] == [4] * 24
+    assert len(looked) == 1
+
+
+def test_the_probe_of_a_gpu_times_work_and_not_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8192 cubed takes a millisecond on the fastest; what a CPU multiplies, microseconds. Without a measured row there is no estimate."""
+    product, shapes = torch.mm, set()
+
+    def mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        shapes.add((*a.shape, *b.shape))
+        return product(a, b)
+
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda shape, device, dtype: ones(shape, device="meta", dtype=dtype))
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    cost.probe.__wrapped__(torch.device("cuda"), torch.float16)
+    cost.probe.__wrapped__(CPU, torch.float32)
+    assert shapes == {(8192, 8192, 8192, 8192), (1024, 768, 768, 1024)}
 
 
 # Overlap

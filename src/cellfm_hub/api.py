@@ -55,7 +55,7 @@ def load(
     options
         Switches of the family; ``cellfm info MODEL`` lists them.
     batch_tokens
-        Tokens that are computed together; default: by device. Changes speed and memory, never a vector.
+        Tokens that are computed together; default: by device. Changes speed and memory, and no vector beyond rounding.
     seed
         For models that sample.
 

@@ -23,6 +23,9 @@ MEASURED = Path(__file__).parent / "cost.json"
 """Share of the probe's speed that each network reaches, as ``tests/benchmarks/cost.py`` measured it."""
 
 PROBE_SECONDS = 0.05
+PROBE_SIZES = {"cuda": (8192, 8192, 8192)}
+"""Rows, inner and columns of the product that is timed, by kind of device. On a GPU a small one would time its launch."""
+PROBE_SIZES_ELSEWHERE = (1024, 768, 1024)
 LIBRARIES = 450_000_000
 """Bytes of Python and its libraries, as measured beside the networks of the table; on the CPU they count."""
 
@@ -114,7 +117,8 @@ def _network(name: str) -> nn.Module | None:
 @cache
 def probe(device: torch.device, dtype: torch.dtype) -> float:
     """Measure how many operations per second a matrix product reaches, in about 50 ms."""
-    a, b = (torch.ones(shape, device=device, dtype=dtype) for shape in ((1024, 768), (768, 1024)))
+    rows, inner, columns = PROBE_SIZES.get(device.type, PROBE_SIZES_ELSEWHERE)
+    a, b = (torch.ones(shape, device=device, dtype=dtype) for shape in ((rows, inner), (inner, columns)))
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     best, end = float("inf"), time.perf_counter() + PROBE_SECONDS
     with torch.inference_mode(), exact_products():
@@ -126,4 +130,4 @@ def probe(device: torch.device, dtype: torch.dtype) -> float:
             torch.mm(a, b)
             wait()
             best = min(best, time.perf_counter() - begin)
-    return 2 * 1024 * 768 * 1024 / best
+    return 2 * rows * inner * columns / best

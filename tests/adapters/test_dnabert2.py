@@ -195,7 +195,7 @@ def test_bias_takes_no_memory() -> None:
     batch = PackedBatch(ids=torch.zeros(sum(lengths), dtype=torch.int64), lengths=lengths)
     alibi = Alibi(3, 300, torch.float32, query.device)
     assert alibi.row.numel() == 3 * 599
-    assert alibi.for_reversed_queries(300).untyped_storage().data_ptr() == alibi.row.untyped_storage().data_ptr()
+    assert alibi.for_reversed_queries(300, 300).untyped_storage().data_ptr() == alibi.row.untyped_storage().data_ptr()
     with torch.inference_mode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         attend(query, query, query, batch, alibi)
 

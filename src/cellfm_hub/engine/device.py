@@ -37,6 +37,10 @@ def choose_device(device: str) -> torch.device:
         msg = f"device={device!r} is not a device; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
         raise DeviceError(msg) from error
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(chosen.type, 0)
+    if chosen.type == "cuda" and not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        msg = f"device={device!r} is not available: this torch ({torch.__version__}) is built without CUDA; install one that is built"
+        msg += " with it (https://pytorch.org/get-started), or use device='auto' or 'cpu'"
+        raise DeviceError(msg)
     if (chosen.index or 0) >= count:
         msg = f"device={device!r} is not available: this machine has {count} {chosen.type} device(s); use device='auto' or 'cpu'"
         raise DeviceError(msg)

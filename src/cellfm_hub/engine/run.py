@@ -20,7 +20,8 @@ Forward = Callable[[PackedBatch], Tensor]
 
 MIN_ROWS = 16
 """Products of fewer than a handful of matrix rows take another path through a BLAS, which rounds differently; so small batches are filled
-up with rows of one token, and a short sequence alone gets, bit for bit, the vector it gets in company."""
+up with rows of one token, and a short sequence alone gets the vector it gets in company: on a CPU bit for bit in float32; on CUDA, where
+the number of tokens chooses the kernel, to rounding."""
 
 
 def run_network(
@@ -38,7 +39,7 @@ def run_network(
 ) -> NDArray[np.float32]:
     """Run `forward` over all rows.
 
-    A batch that does not fit into memory is split and tried again; no vector depends on how rows are split.
+    A batch that does not fit into memory is split and tried again; no vector depends, beyond rounding, on how rows are split.
 
     Parameters
     ----------
@@ -119,7 +120,8 @@ def _to_host(result: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     if result.device.type != "cuda":
         return result.cpu(), None
     copy = result.to("cpu", non_blocking=True)  # into pinned memory
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    # Whoever waits for it sleeps: spinning would take a core from the threads that read and tokenize.
+    arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     arrived.record(torch.cuda.current_stream(result.device))
     return copy, arrived
 

@@ -40,12 +40,12 @@ class Alibi:
         self.longest = longest
         self.row = (-self.slopes[:, None] * distance).to(dtype)  # (H, 2 longest - 1)
 
-    def for_reversed_queries(self, length: int) -> Tensor:
-        """Return ``(1, H, length, length)``: last query first, keys in order.
+    def for_reversed_queries(self, length: int, queries: int) -> Tensor:
+        """Return ``(1, H, queries, length)`` for the first so many queries of a row: the last of them first, keys in order.
 
         The leading dimension matters: without it torch falls back to a kernel that writes out all scores, three times as slow.
         """
         stride = self.row.stride(0)
-        table = self.row.as_strided((1, len(self.row), length, length), (0, stride, 1, 1), self.longest - length)
+        table = self.row.as_strided((1, len(self.row), queries, length), (0, stride, 1, 1), self.longest - queries)
         # Kernels of other devices want rows of their own.
         return table if table.device.type == "cpu" else table.contiguous()

@@ -7,6 +7,7 @@ T total tokens, B rows, H heads, E width of a head, L length of a row.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
+from inspect import signature
 from itertools import groupby
 from types import FunctionType
 from typing import Any
@@ -58,7 +59,7 @@ def by_row(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, alibi:
             if alibi is None:
                 attended = F.scaled_dot_product_attention(q, k, v)
             else:
-                bias = alibi.for_reversed_queries(length)[:, :, length - queries :]
+                bias = alibi.for_reversed_queries(length, queries)
                 attended = F.scaled_dot_product_attention(q.flip(2), k, v, attn_mask=bias).flip(2)
             out[of_queries] = attended.transpose(1, 2).flatten(0, 1)
     return out
@@ -107,10 +108,20 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, _alibi
     """Flash attention through torch's public function for rows of differing length (torch 2.10 and newer, CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
+    attention: Callable[..., Any] = varlen_attn
     # Positional: the options behind them differ from one torch to the next.
-    out = varlen_attn(query, key, value, *_bounds(query, batch))
+    out = attention(query, key, value, *_bounds(query, batch), **_one_split(attention))
     assert isinstance(out, Tensor)
     return out
+
+
+@cache
+def _one_split(varlen_attn: Callable[..., Any]) -> dict[str, int]:
+    """Return the option, where there is one, that keeps torch from cuDNN and from sums that are cut by the size of the batch.
+
+    cuDNN, which torch 2.14 prefers on newer cards, plans anew, for tens of milliseconds, at every new shape: each batch is one.
+    """
+    return {"num_splits": 1} if "num_splits" in signature(varlen_attn).parameters else {}
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, _alibi: None) -> Tensor:

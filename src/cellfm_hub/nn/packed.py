@@ -42,7 +42,7 @@ class PackedBatch:
             given_positions=None if tokens.positions is None else to_device(tokens.positions, device),
         )
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max(self.lengths)
