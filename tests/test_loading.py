@@ -254,6 +254,29 @@ def test_selftest_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "FAILS" in rows[0].line()
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("turned_by", "passed"), [(3, True), (12, False), (90, False), (180, False)])
+def test_selftest_notices_in_half_precision(turned_by: float, passed: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors that are turned by more than rounding does fail: what a GPU user relies on."""
+    from cellfm_hub.embedder import Embedder
+
+    encode, rng = Embedder.encode, np.random.default_rng(0)
+
+    def turned(self: Embedder, *given: Any, **named: Any) -> np.ndarray:
+        vectors = encode(self, *given, **named)
+        other = rng.normal(size=vectors.shape)
+        other -= vectors * (other * vectors).sum(-1, keepdims=True) / (vectors**2).sum(-1, keepdims=True)  # at right angles
+        other *= np.linalg.norm(vectors, axis=-1, keepdims=True) / np.linalg.norm(other, axis=-1, keepdims=True)
+        angle = np.deg2rad(turned_by)
+        return (np.cos(angle) * vectors + np.sin(angle) * other).astype(np.float32)
+
+    monkeypatch.setattr(Embedder, "encode", turned)
+    rows = run_selftest("nt", device="cpu", precisions=[precision])
+    assert rows
+    assert all(row.passed is passed for row in rows), "\n".join(row.line() for row in rows)
+    assert all(("FAILS" in row.line()) is not passed for row in rows)
+
+
 def test_selftest_of_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where published weights are here, their recorded vectors are compared too."""
     published(monkeypatch, NT_V1, "nt-500m-human-ref", "pytorch_model.bin")
