@@ -274,7 +274,12 @@ class Card(_Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping; YAML would quietly take the last."""
+    """Refuses a key that stands twice in a mapping; YAML would quietly take the last. Also aliases: a few lines can stand for billions."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", None)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002, theirs
         seen = set()
@@ -297,7 +302,11 @@ def read_card(path: Path, *, owner: str = "cellfm-hub") -> Card:
     CardError
         Naming the file and the exact place in it.
     """
-    match = _FRONT_MATTER.match(path.read_text(encoding="utf-8"))
+    try:
+        match = _FRONT_MATTER.match(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        msg = f"{path}: a model card is a text file in UTF-8 ({error})"
+        raise CardError(msg) from error
     if match is None:
         msg = f"{path}: a model card starts with YAML front matter between two lines of '---'"
         raise CardError(msg)
@@ -313,4 +322,7 @@ def read_card(path: Path, *, owner: str = "cellfm-hub") -> Card:
     except ValidationError as error:
         places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         msg = f"{path}: {places}"
+        raise CardError(msg) from error
+    except (ValueError, TypeError, RecursionError) as error:  # a number of thousands of digits, a date in month 13, a list as a key
+        msg = f"{path}: the front matter holds a value that YAML cannot read ({' '.join(str(error).split())[:200]})"
         raise CardError(msg) from error

@@ -1,97 +1,53 @@
 """Open files that somebody else made. Nothing in them is ever executed.
 
-Tensor files are read as safetensors or with torch's weights-only unpickler; the authors' pickled dictionaries by a reader that
-builds dictionaries, strings, numbers and numpy scalars, and refuses anything else by name.
+Tensor files are read as safetensors or with torch's weights-only unpickler. What is not about tensors stands in modules of its own and is
+handed on here: text and JSON (:mod:`~cellfm_hub.text_files`), the authors' pickled dictionaries (:mod:`~cellfm_hub.pickles`) and archives
+(:mod:`~cellfm_hub.archives`). A file that is damaged or malicious is an error of one line, never an empty or a default content.
 """
 
 import hashlib
 import io
 import json
 import os
-import pickle  # noqa: TID251 - the restricted reader below is the one permitted use
-import re
-import shutil
+import pickle  # noqa: TID251 - for the errors that torch raises
 import struct
-import tarfile
+import sys
 import tempfile
 import time
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from cellfm_hub._settings import settings
+from cellfm_hub.archives import Archive, archive_members, extract
 from cellfm_hub.errors import CheckpointFormatError
+from cellfm_hub.pickles import MAX_PICKLE_BYTES, NUMPY_NUMBERS, PickleError, look_through, read_pickled_dict
+from cellfm_hub.stand_ins import damage, head, refuse_stand_ins, stand_in
+from cellfm_hub.text_files import read_json, read_json_object, read_text
 
 if TYPE_CHECKING:  # torch is imported where tensors are read: hashing, fetching and listing do without
     from torch import Tensor
 
-MAX_DICTIONARY_BYTES = 64 * 2**20
-"""The largest published dictionary has 4 MB."""
-
-MAX_JSON_BYTES = 256 * 2**20
-"""The largest published JSON file has 17 MB."""
-
-_LFS_POINTER = b"version https://git-lfs"
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(512)
-
-
-def stand_in(path: Path) -> str | None:
-    """Recognise what is often found in place of the real file.
-
-    Returns
-    -------
-    What it is instead, in words, or ``None``.
-    """
-    head = _head(path)
-    if not head:
-        return "it is empty"
-    if head.startswith(_LFS_POINTER):
-        return f"it is a Git LFS pointer of {path.stat().st_size} bytes, not the file itself; fetch it with 'git lfs pull' or download it"
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<!doctype", b"<head")):
-        with path.open("rb") as file:
-            found = re.search(rb"<title[^>]*>([^<]{1,80})", file.read(20_000), re.IGNORECASE)
-        title = f" ({found[1].decode(errors='replace').strip()!r})" if found else ""
-        return f"it is a web page{title}, as servers send for an error, a login or a licence, not the file itself"
-    if start.startswith((b'{"error', b"<?xml")) and path.stat().st_size < 10_000:
-        return "it is a server's error message, not the file itself"
-    return None
-
-
-def damage(path: Path, size: int | None = None) -> str | None:
-    """Say what is wrong with a file that is not what it should be, as far as one can see.
-
-    Parameters
-    ----------
-    path
-        The file.
-    size
-        Bytes that it should have, if known.
-    """
-    if (instead := stand_in(path)) is not None:
-        return instead
-    got = path.stat().st_size
-    if size is not None and got < size:
-        return f"it is cut short: {got:,} of {size:,} bytes, the download broke off"
-    if _head(path).startswith(b"PK") and not zipfile.is_zipfile(path):
-        return "it is a truncated archive: its end is missing"
-    return None
-
-
-def _refuse_stand_ins(path: Path) -> None:
-    if (instead := stand_in(path)) is not None:
-        msg = f"{path} cannot be used: {instead}. Move it away and download it again"
-        raise CheckpointFormatError(msg)
+__all__ = [
+    "Archive",
+    "MappedTensors",
+    "archive_members",
+    "damage",
+    "extract",
+    "read_checkpoint",
+    "read_json",
+    "read_json_object",
+    "read_pickled_dict",
+    "read_tensors",
+    "read_text",
+    "sha256",
+    "stand_in",
+    "write_atomically",
+    "write_tensors",
+]
 
 
 def sha256(path: Path, *, fresh: bool = False) -> str:
@@ -139,8 +95,8 @@ def _notes(path: Path | None) -> dict[str, list[Any]]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
+    except (OSError, ValueError, RecursionError):
+        return {}  # nothing is remembered, so that files are hashed again
     valid = isinstance(content, dict) and all(isinstance(v, list) and len(v) == 3 for v in content.values())
     return content if valid else {}
 
@@ -157,34 +113,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    CheckpointFormatError
-        If it is no JSON, or larger than any that is published.
-    """
-    _refuse_stand_ins(path)
-    if (size := path.stat().st_size) > MAX_JSON_BYTES:
-        msg = f"{path} has {size:,} bytes; a JSON file has at most {MAX_JSON_BYTES:,}"
-        raise CheckpointFormatError(msg)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"{path} is not valid JSON ({error}); download it again"
-        raise CheckpointFormatError(msg) from error
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        msg = f"{path} holds a JSON {type(content).__name__}; expected an object"
-        raise CheckpointFormatError(msg)
-    return content
 
 
 def read_tensors(path: Path) -> "Mapping[str, Tensor]":
@@ -207,7 +135,7 @@ def read_tensors(path: Path) -> "Mapping[str, Tensor]":
         return tensors
     if path.suffix == ".safetensors":
         return MappedTensors([path])
-    _refuse_stand_ins(path)
+    refuse_stand_ins(path)
     import torch
 
     content = _load(path)
@@ -217,63 +145,143 @@ def read_tensors(path: Path) -> "Mapping[str, Tensor]":
     return content
 
 
-class _Plain:
-    """Stands in for a class that is none of ours: what would be its object is a dictionary with the items written into it."""
-
-    def __new__(cls, *_: object, **__: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]  # that is the point
-        """Make no object of this class."""
-        return OrderedDict()
-
-
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """Read a torch file in which tensors are nested with settings.
 
     Objects of classes that are neither tensors nor plain data (a configuration library's, say) come out as dictionaries of their items,
-    if any: their classes are never looked up.
+    if any: their classes are never looked up. A file that asks for a function, or for anything of Python's or torch's own that is neither
+    tensor nor plain data, is refused.
 
     Raises
     ------
     CheckpointFormatError
         If the file is damaged, or no mapping.
     """
-    import torch
-
-    _refuse_stand_ins(path)
-    foreign: list[str] = []
-    if _head(path).startswith(b"PK"):
-        foreign = _explained(path, lambda: torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    with torch.serialization.safe_globals([(_Plain, name) for name in foreign]):
-        content = _load(path)
+    refuse_stand_ins(path)
+    content = _load(path, objects=True)
     if not isinstance(content, Mapping):
         msg = f"{path} holds a {type(content).__name__}; expected a mapping"
         raise CheckpointFormatError(msg)
     return content
 
 
-def _load(path: Path) -> Any:
-    """Read a file of tensors, whatever it holds."""
+def _load(path: Path, *, objects: bool = False) -> Any:
+    """Read a file of tensors, whatever it holds; with `objects` also one in which foreign objects stand beside them."""
     import torch
 
-    def load() -> Any:
-        # Files from before torch 1.6 are not zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_head(path).startswith(b"PK"))  # noqa: TID251
+    _look_through(path)
+    zipped = head(path).startswith(b"PK")  # files from before torch 1.6 are not zip archives and cannot be mapped
+    stand_ins: list[tuple[type, str]] = [(kind, ".".join(name)) for name, kind in NUMPY_NUMBERS.items()]
+    if zipped:
+        asked = set(_explained(path, lambda: torch.serialization.get_unsafe_globals_in_checkpoint(path)))
+        asked -= {name for _, name in stand_ins}
+        if asked and not objects:
+            raise _forbidden(path, min(asked), "no tensor")
+        stand_ins += [(_foreign(path, name), name) for name in asked]
+    with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]  # its annotation lacks pairs
+        content = _explained(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=zipped))  # noqa: TID251
+    if isinstance(content, OrderedDict) and (of_class := getattr(content, "of_class", None)) is not None:
+        msg = f"{path} holds an object of the class {of_class}; expected a mapping of names to tensors"
+        raise CheckpointFormatError(msg)
+    _refuse_other_tensors(path, content)
+    return content
 
-    return _explained(path, load)
+
+MAX_RECORDS = 1_000_000
+"""Of a torch file; one for each tensor."""
+
+
+def _look_through(path: Path) -> None:
+    """Refuse a torch file of which reading a few bytes would take far more memory or time than there is."""
+    problem = None
+    try:
+        if not head(path).startswith(b"PK"):
+            with path.open("rb") as file:  # five pickles stand before the numbers: a mark, a version, the machine, the names, the order
+                front = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+            for _ in range(5):
+                look_through(front)
+            return
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
+            total = sum(record.file_size for record in records)
+            if packed:
+                problem = f"its record {packed[0][:100]!r} is compressed, which torch never does"
+            elif total > path.stat().st_size or len(records) > MAX_RECORDS:
+                problem = f"its {len(records):,} records have {total:,} bytes, the file {path.stat().st_size:,}"
+            for record in () if problem else records:
+                if record.filename.rpartition("/")[2] == "data.pkl":
+                    if record.file_size > MAX_PICKLE_BYTES:
+                        problem = f"the list of its tensors has {record.file_size:,} bytes, expected at most {MAX_PICKLE_BYTES:,}"
+                        break
+                    look_through(archive.read(record))
+    except (PickleError, zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if problem is not None:
+        msg = f"{path} is refused: {problem}; get the file from its authors"
+        raise CheckpointFormatError(msg)
+
+
+_PLAIN_CLASSES = frozenset(
+    {f"builtins.{name}" for name in ("dict", "list", "tuple", "str", "int", "float", "bool", "object")}
+    | {"collections.defaultdict", "typing.Any", "argparse.Namespace", "types.SimpleNamespace"}
+)
+"""Of Python's own: what objects that hold settings ask for, and what runs nothing."""
+
+
+def _foreign(path: Path, name: str) -> type:
+    """Return a class that stands in for one that is none of ours: its object is a dictionary with the items written into it."""
+    root = name.partition(".")[0]
+    own = root in sys.stdlib_module_names or root in {"torch", "numpy", "__builtin__", "posix", "nt", ""}
+    if own and name not in _PLAIN_CLASSES:
+        raise _forbidden(path, name, "neither a tensor nor settings")
+
+    class Foreign:
+        def __new__(cls, *arguments: object, **named: object) -> Any:
+            if (arguments or named) and name not in _PLAIN_CLASSES:
+                msg = f"it calls {name[:100]} with arguments, which only runs code"
+                raise pickle.UnpicklingError(msg)
+            made: Any = OrderedDict()
+            made.of_class = name
+            return made
+
+    return Foreign
+
+
+def _forbidden(path: Path, name: str, why: str) -> CheckpointFormatError:
+    msg = f"{path} is refused: it asks for {' '.join(name.split())[:100]}, which is {why}; get the file from its authors"
+    return CheckpointFormatError(msg)
+
+
+def _refuse_other_tensors(path: Path, content: Any) -> None:
+    """Raise unless each tensor is a plain array, of no more numbers than the file holds."""
+    import torch
+
+    waiting, seen = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            plain = value.layout == torch.strided and value.device.type == "cpu" and not (value.is_quantized or value.is_nested)
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                kind = (
+                    f"a tensor of shape {tuple(value.shape)} over fewer numbers"
+                    if plain
+                    else f"a tensor of {value.layout} on {value.device}"
+                )
+                msg = f"{path} is refused: it holds {kind}, expected plain arrays as published; get the file from its authors"
+                raise CheckpointFormatError(msg)
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, Mapping) else value
 
 
 def _explained(path: Path, read: Callable[[], Any]) -> Any:
     """Read, turning whatever a damaged file makes torch raise into one line."""
     try:
         return read()
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
+    except CheckpointFormatError:
+        raise
+    except Exception as error:
         raise _unreadable(path, error) from error
 
 
@@ -307,8 +315,8 @@ def _shards(index: Path) -> list[Path]:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointFormatError:
     # torch wraps the reason in advice to try without its safeguard, which is not ours to give.
-    said = (str(error).partition("WeightsUnpickler error:")[2] or str(error)).strip()
-    reason = said.splitlines()[0] if said else type(error).__name__
+    said = (str(error).partition("WeightsUnpickler error:")[2] or str(error)).strip().partition(" Please use")[0]
+    reason = said.splitlines()[0][:300] if said else type(error).__name__
     msg = f"{path} cannot be read as a file of tensors ({reason}); it may be cut short or not a checkpoint, download it again"
     return CheckpointFormatError(msg)
 
@@ -331,7 +339,7 @@ class MappedTensors(Mapping[str, "Tensor"]):
         self._home: dict[str, Path] = {}
         self._kept: dict[Path, Any] = {}
         for path in paths:
-            _refuse_stand_ins(path)
+            refuse_stand_ins(path)
             self._kept[path] = self._open(path)
             self._home |= dict.fromkeys(self._kept[path].keys(), path)
         self._passing: tuple[Path, Any] | None = None
@@ -433,207 +441,3 @@ def _same_bits(one: "Tensor", other: "Tensor") -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return one.numel() == 0 or torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-
-
-def _inside(name: str) -> str:
-    """Return the name of an archive's member without leading ``./``, or refuse it.
-
-    Raises
-    ------
-    CheckpointFormatError
-        If it would leave the folder it is unpacked into.
-    """
-    plain = name.replace("\\", "/").removeprefix("./")
-    if plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in plain.split("/"):
-        msg = f"its member {name!r} would be written outside its own folder"
-        raise CheckpointFormatError(msg)
-    return plain.rstrip("/")
-
-
-def archive_members(path: Path) -> dict[str, int]:
-    """List the files of a tar or zip archive, name -> bytes.
-
-    Raises
-    ------
-    CheckpointFormatError
-        If the archive is damaged, or a member is absolute, climbs out of its folder, or is neither file nor folder.
-    """
-    with Archive(path) as archive:
-        return {name: size for name, (_, size) in archive.members.items()}
-
-
-def extract(path: Path, wanted: str, target: Path) -> None:
-    """Unpack one file of an archive: the member of that path or, where there is just one, of that base name.
-
-    Raises
-    ------
-    CheckpointFormatError
-        If it is not there, or the archive is refused; see :func:`archive_members`.
-    """
-    with Archive(path) as archive:
-        base = wanted.rpartition("/")[2]
-        found = [name for name in archive.members if name == wanted] or [
-            name for name in archive.members if name.rpartition("/")[2] == base
-        ]
-        if len(found) != 1:
-            held = ", ".join(list(archive.members)[:8])
-            msg = f"{path} holds {len(found)} files called {base}, expected one; it has {held or 'nothing'}"
-            raise CheckpointFormatError(msg)
-        archive.copy(found[0], target)
-
-
-class Archive:
-    """A tar or zip archive that was looked through before anything is unpacked."""
-
-    def __init__(self, path: Path) -> None:
-        _refuse_stand_ins(path)
-        self._path = path
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "Archive":
-        self._file: tarfile.TarFile | zipfile.ZipFile
-        listed: list[tuple[str, Any, int, bool, bool]]
-        try:
-            if zipfile.is_zipfile(self._path):
-                self._file = self._stack.enter_context(zipfile.ZipFile(self._path))
-                listed = [(i.filename, i, i.file_size, not i.is_dir(), False) for i in self._file.infolist()]
-            else:
-                self._file = self._stack.enter_context(tarfile.open(self._path))
-                listed = [(m.name, m, m.size, m.isfile(), not (m.isfile() or m.isdir())) for m in self._file.getmembers()]
-        except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
-            self._stack.close()
-            msg = f"{self._path} cannot be read as a tar or zip archive ({error or type(error).__name__}); it may be cut short"
-            raise CheckpointFormatError(msg) from error
-        self.members: dict[str, tuple[Any, int]] = {}
-        try:
-            for name, member, size, is_file, is_special in listed:
-                plain = _inside(name)
-                if is_special:
-                    msg = f"its member {name!r} is a link or a device"
-                    raise CheckpointFormatError(msg)
-                if is_file and plain in self.members:
-                    msg = f"its member {name!r} stands twice"
-                    raise CheckpointFormatError(msg)
-                if is_file:
-                    self.members[plain] = (member, size)
-        except CheckpointFormatError as error:
-            self._stack.close()
-            msg = f"{self._path} is refused, nothing was unpacked: {error}. Get the archive from its source again"
-            raise CheckpointFormatError(msg) from None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def read(self, name: str, limit: int) -> bytes:
-        """Return the contents of a small file."""
-        with closing(self._open(name)) as source:
-            return source.read(limit)
-
-    def copy(self, name: str, target: Path) -> None:
-        """Write one file, under its own name when it is whole."""
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            self.unpack(name, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def unpack(self, name: str, target: Path) -> None:
-        """Write one file to a place that nobody takes for the file before it is whole."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        size = self.members[name][1]
-        try:
-            with closing(self._open(name)) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, 2**20)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-            msg = f"{self._path}: {name} cannot be unpacked ({error}); the archive may be cut short, fetch it again"
-            raise CheckpointFormatError(msg) from error
-        if target.stat().st_size != size:
-            msg = f"{self._path}: {name} is cut short, {target.stat().st_size:,} of {size:,} bytes; fetch the archive again"
-            raise CheckpointFormatError(msg)
-
-    def _open(self, name: str) -> IO[bytes]:
-        member = self.members[name][0]
-        opened = self._file.open(member) if isinstance(self._file, zipfile.ZipFile) else self._file.extractfile(member)
-        assert opened is not None  # a regular file
-        return opened
-
-
-class _ForbiddenError(Exception):
-    """A pickle asks for something that a dictionary does not need."""
-
-
-class _Dtype:
-    """Stands in for ``numpy.dtype`` while unpickling: knows only plain numbers."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        if not (isinstance(code, str) and len(code) == 2 and code[0] in "iuf" and code[1] in "1248"):
-            msg = f"numpy dtype {code!r}"
-            raise _ForbiddenError(msg)
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        if state[1] == ">":
-            self.dtype = self.dtype.newbyteorder(">")
-
-
-def _scalar(dtype: _Dtype, data: bytes) -> int | float:
-    """Stand in for numpy's scalar reconstruction."""
-    number: int | float = np.frombuffer(data, dtype=dtype.dtype, count=1)[0].item()
-    return number
-
-
-class _DictionaryUnpickler(pickle.Unpickler):
-    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy.core.multiarray", "scalar"): _scalar,
-        ("numpy._core.multiarray", "scalar"): _scalar,
-        ("numpy", "dtype"): _Dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            msg = f"{module}.{name}"
-            raise _ForbiddenError(msg) from None
-
-
-def read_pickled_dict(path: Path) -> dict[str, Any]:
-    """Read a pickled dictionary of strings to strings or numbers, without running any code in it.
-
-    Only dictionaries, strings, integers, floats and numpy number scalars are rebuilt. Anything else, a class or function above all,
-    is refused by name before it is looked up.
-
-    Raises
-    ------
-    CheckpointFormatError
-        Naming what the file wanted to load.
-    """
-    if path.suffix == ".json":  # the converted form
-        return _plain_dict(path, read_json_object(path))
-    _refuse_stand_ins(path)
-    if (size := path.stat().st_size) > MAX_DICTIONARY_BYTES:
-        msg = f"{path} has {size:,} bytes; a dictionary has at most {MAX_DICTIONARY_BYTES:,}"
-        raise CheckpointFormatError(msg)
-    try:
-        content = _DictionaryUnpickler(io.BytesIO(path.read_bytes())).load()
-    except _ForbiddenError as error:
-        msg = f"{path} is refused: it asks for {error}, but a dictionary holds only str, int, float and numpy numbers;"
-        msg += " get the file from its authors"
-        raise CheckpointFormatError(msg) from error
-    except Exception as error:  # a damaged pickle can raise anything
-        msg = f"{path} cannot be read as a pickled dictionary ({type(error).__name__}: {error}); download it again"
-        raise CheckpointFormatError(msg) from error
-    if not isinstance(content, dict):
-        msg = f"{path} holds a {type(content).__name__}; expected a dictionary"
-        raise CheckpointFormatError(msg)
-    return _plain_dict(path, content)
-
-
-def _plain_dict(path: Path, content: dict[Any, Any]) -> dict[str, Any]:
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, str | int | float):
-            msg = f"{path} maps {type(key).__name__} to {type(value).__name__}; expected str to str or number"
-            raise CheckpointFormatError(msg)
-    return content

@@ -8,6 +8,7 @@ and T, and each gap, is one ``[UNK]`` of its own; letters are never joined acros
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -34,27 +35,22 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         content = read_json_object(path)
+        if problem := _foreign(content):
+            msg = f"{path} does not hold the byte-pair tokenizer of DNABERT-2 ({problem}); use the file of the published checkpoint"
+            raise CheckpointFormatError(msg)
         try:
-            self._bpe = tokenizers.Tokenizer.from_str(json.dumps(content))
+            # Without what is not used here; the file of DNABERT-S would pad every sequence to 2000 tokens.
+            unused = dict.fromkeys(("padding", "truncation", "post_processor", "decoder"))
+            self._bpe = tokenizers.Tokenizer.from_str(json.dumps(content | unused))
         except Exception as error:  # the library raises nothing more exact
             msg = f"{path} cannot be read as a tokenizer ({error}); use the file of the published checkpoint"
             raise CheckpointFormatError(msg) from error
-        # The file of DNABERT-S would pad every sequence to 2000 tokens.
-        self._bpe.no_padding()
-        self._bpe.no_truncation()
-
-        model = content["model"]
-        # What makes each [UNK] one letter, and each other piece as many letters as its name has.
-        plain = content.get("normalizer") is None and not any(
-            model.get(switch)
-            for switch in ("fuse_unk", "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
-        )
         ids = self._bpe.get_vocab(with_added_tokens=True)
         specials = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
         missing = [token for token in (*specials, *"ACGT") if token not in ids]
-        if model.get("type") != "BPE" or not plain or missing or sorted(ids.values()) != list(range(len(ids))):
+        if missing or sorted(ids.values()) != list(range(len(ids))):
             msg = f"{path} does not hold the byte-pair tokenizer of DNABERT-2 ("
-            msg += f"it lacks {', '.join(missing)}" if missing else f"type {model.get('type')}, other settings or ids with holes"
+            msg += f"it lacks {', '.join(missing)}" if missing else "ids with holes"
             raise CheckpointFormatError(msg + "); use the file of the published checkpoint")
         self.vocabulary: NDArray[np.str_] = np.array(sorted(ids, key=ids.__getitem__))
         self.unk_id, self.cls_id, self.sep_id, self.pad_id, self.mask_id = (ids[token] for token in specials)
@@ -67,3 +63,17 @@ class Tokenizer:
         rows = [np.array(row.ids, dtype=np.int32) for row in encoded]
         ids = np.concatenate([np.empty(0, np.int32), *rows])
         return Tokens(ids=ids, offsets=offsets_from_lengths([len(row) for row in rows]), widths=self._widths[ids])
+
+
+def _foreign(content: dict[str, Any]) -> str | None:
+    """Say what in a tokenizer file is not of DNABERT-2, before the library compiles patterns that may take any time."""
+    if content.get("normalizer") is not None or content.get("pre_tokenizer") != {"type": "Whitespace"}:
+        return "other settings: a normalizer, or not split at punctuation"
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return None  # the library says what is wrong
+    # What makes each [UNK] one letter, and each other piece as many letters as its name has.
+    switches = ("fuse_unk", "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+    if model.get("type") != "BPE" or (on := [switch for switch in switches if model.get(switch)]):
+        return f"type {model.get('type')}" if model.get("type") != "BPE" else f"other settings: {', '.join(on)}"
+    return None

@@ -1,6 +1,7 @@
 """Find and read Geneformer's dictionaries, in any of the forms in which they are passed around."""
 
 import csv
+import io
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from cellfm_adapters.geneformer.tokenizer import Dictionaries
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.errors import CheckpointFormatError, WeightsUnavailableError
-from cellfm_hub.safe_files import read_json_object, read_pickled_dict
+from cellfm_hub.safe_files import read_json_object, read_pickled_dict, read_text
 
 CORPORA = {"gc104M": "geneformer", "gc30M": "geneformer/gene_dictionaries_30m"}
 """Training corpus -> folder of its dictionaries in the published repository. V2 and the 95M models use gc104M, V1 gc30M."""
@@ -129,17 +130,23 @@ def _read_text(tokens: Path, aliases: Path | None) -> Dictionaries:
     """Read ``tokens.tsv`` and, where there is one, ``aliases.tsv``; an apostrophe is an ordinary letter in them."""
 
     def rows(path: Path) -> list[dict[str, str]]:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        return list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE))
 
-    entries = rows(tokens)
-    genes = [entry for entry in entries if entry["median"]]
-    mapping = {entry["token"].upper(): entry["token"] for entry in genes}
-    if aliases is not None:
-        mapping |= {entry["alias"]: entry["ensembl_id"] for entry in rows(aliases)}
-    return _dictionaries(
-        {entry["token"]: int(entry["token_id"]) for entry in entries},
-        {entry["token"]: float(entry["median"]) for entry in genes},
-        mapping,
-        tokens.parent,
-    )
+    try:
+        entries = rows(tokens)
+        genes = [entry for entry in entries if entry["median"]]
+        mapping = {entry["token"].upper(): entry["token"] for entry in genes}
+        if aliases is not None:
+            mapping |= {entry["alias"]: entry["ensembl_id"] for entry in rows(aliases)}
+        return _dictionaries(
+            {entry["token"]: int(entry["token_id"]) for entry in entries},
+            {entry["token"]: float(entry["median"]) for entry in genes},
+            mapping,
+            tokens.parent,
+        )
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        if isinstance(error, CheckpointFormatError):
+            raise
+        msg = f"{tokens} or the aliases beside it are no table of tokens ({type(error).__name__}: {str(error)[:200]}); expected the columns"
+        msg += " token_id, token, median, and alias, ensembl_id"
+        raise CheckpointFormatError(msg) from error

@@ -14,7 +14,7 @@ from cellfm_hub.adapter import Options, SequenceAdapter
 from cellfm_hub.checkpoints import WEIGHT_FILES, CheckpointFiles
 from cellfm_hub.configs import check_value, parse_config
 from cellfm_hub.errors import CheckpointFormatError
-from cellfm_hub.safe_files import read_json_object, read_tensors
+from cellfm_hub.safe_files import read_json_object, read_tensors, read_text
 from cellfm_hub.sequences import Case
 from cellfm_hub.tokens import Tokens
 from cellfm_hub.weights import Layout, load_network
@@ -49,7 +49,7 @@ class NucleotideTransformerAdapter(SequenceAdapter):
     def load(cls, files: CheckpointFiles, options: NucleotideTransformerOptions, device: torch.device, dtype: torch.dtype) -> Self:
         config = parse_config(NucleotideTransformerConfig, read_json_object(files.get("config.json")), files.origin)
         weights = files.get(*WEIGHT_FILES)
-        tokenizer = Tokenizer(files.get("vocab.txt").read_text(encoding="ascii").split())
+        tokenizer = Tokenizer(read_text(files.get("vocab.txt")).split())
         # The vocabulary of v1 lists <eos> and <bos> behind the last row of the table; no sequence produces them.
         if tokenizer.used_ids > config.vocab_size:
             msg = f"vocab.txt of {files.origin} makes ids up to {tokenizer.used_ids - 1}, the weights have {config.vocab_size} rows;"

@@ -1,6 +1,5 @@
 """scFoundation: expressed genes and two depth tokens through an encoder; gene vectors through a decoder."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -20,7 +19,7 @@ from cellfm_hub.configs import parse_config
 from cellfm_hub.errors import CheckpointFormatError, InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.nn import PackedBatch, segment_max, segment_mean
-from cellfm_hub.safe_files import read_checkpoint
+from cellfm_hub.safe_files import read_checkpoint, read_text
 from cellfm_hub.tokens import Tokens, offsets_from_lengths
 from cellfm_hub.weights import Layout, load_network
 
@@ -62,8 +61,7 @@ def read_gene_list(path: Path) -> list[str]:
     CheckpointFormatError
         If it is not the published table.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, delimiter="\t"))
+    rows = [line.split("\t") for line in read_text(path).removesuffix("\n").split("\n")]
     if not rows or rows[0] != ["gene_name", "index"] or any(row[1:] != [str(i)] for i, row in enumerate(rows[1:])):
         msg = f"{path} is not the published gene list; expected the columns gene_name and index, the latter counting 0, 1, 2, …"
         raise CheckpointFormatError(msg)

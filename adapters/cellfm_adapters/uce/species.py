@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from cellfm_hub import settings
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.errors import CheckpointFormatError, InputError, SpeciesError, WeightsUnavailableError, did_you_mean
-from cellfm_hub.safe_files import read_json_object, read_pickled_dict, read_tensors
+from cellfm_hub.safe_files import read_json_object, read_pickled_dict, read_tensors, read_text
 
 SPECIAL_NAMES = ("<pad>", "<chromosome start>", "<chromosome end>", "<cls>")
 """Rows of the token table before the genes. The second is never used."""
@@ -275,7 +275,7 @@ def read_symbols(path: Path, rows: Tensor) -> list[str]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return read_text(path).removesuffix("\n").split("\n")
 
 
 def _check_vectors(path: Path, vectors: Sequence[Tensor], rows: Tensor) -> None:
