@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from cellfm_hub.errors import InputError
-from cellfm_hub.safe_files import MAX_JSON_BYTES
+from cellfm_hub.text_files import MAX_TEXT_BYTES
 
 if TYPE_CHECKING:
     import zarr
@@ -150,8 +150,8 @@ def _files(store: Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def _check_metadata(file: "os.DirEntry[str]", store: Path) -> None:
-    if (size := file.stat().st_size) > MAX_JSON_BYTES:
-        msg = f"{file.path} has {size:,} bytes; the description of a zarr store has at most {MAX_JSON_BYTES:,}"
+    if (size := file.stat().st_size) > MAX_TEXT_BYTES:
+        msg = f"{file.path} has {size:,} bytes; the description of a zarr store has at most {MAX_TEXT_BYTES:,}"
         raise InputError(msg)
     content = json.loads(Path(file.path).read_bytes())  # as zarr does it
     folder = os.path.relpath(Path(file.path).parent, store)
