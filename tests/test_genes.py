@@ -20,7 +20,7 @@ from cellfm_hub.cli import app
 from cellfm_hub.genes import GeneMap, choose_gene_ids, fetch_history, guess_species, history, make_tables, resolve, systems_of, tables
 from cellfm_hub.genes.identifiers import identifier_columns, main_system
 from cellfm_hub.genes.names import name_book
-from golden_cases import DATA, LARGE
+from golden_cases import DATA, LARGE, PORTABLE
 from weights_server import Behaviour, Server, serve
 
 GENES = DATA / "genes"
@@ -397,6 +397,22 @@ def test_what_is_lost_is_counted_and_named() -> None:
     label, genes = choose_gene_ids(var, knows("CD3D", "MS4A1"), column=None, preferred=(), model="m", species="human")
     assert label == "index (Ensembl ids with version read as symbols)"
     assert "1 not known and left out (ENSG99999999999.2, …)" in " ".join(genes.notes)
+
+
+def test_features_that_are_no_genes(caplog: pytest.LogCaptureFixture) -> None:
+    """Antibodies are called after genes: they are left out and counted, and count for nothing."""
+    adata = ad.read_h5ad(PORTABLE / "scgpt-basic" / "input.h5ad")
+    model = cf.load("scgpt", checkpoint=PORTABLE / "scgpt-basic" / "checkpoint", device="cpu", precision="float32")
+    expected = model.encode(adata)
+    names = adata.var["feature_name"].astype(str).tolist()
+    var = pd.DataFrame({"feature_name": [*names, *names[:3]], "feature_types": ["Gene Expression"] * len(names) + ["Antibody Capture"] * 3})
+    var.index = [f"row{i}" for i in range(len(var))]
+    other = ad.AnnData(sp.csr_matrix(sp.hstack([adata.X, 9 * adata.X[:, :3]])), obs=adata.obs, var=var)
+    np.testing.assert_allclose(model.encode(other), expected, atol=2e-6, rtol=0)
+    assert model.receipt is not None
+    assert model.receipt["features_left_out"] == "3 Antibody Capture"
+    assert "features that are no genes are left out: 3 Antibody Capture" in caplog.text
+    assert identifier_columns(var)["feature_name"][-3:] == ["", "", ""]
 
 
 # Spellings

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cellfm_hub.adapter import CellAdapter, CellOptions, Options
 from cellfm_hub.genes import GeneMap, SpeciesGuess, choose_gene_ids, guess_species, identifier_columns, main_system, systems_of
-from cellfm_hub.genes.identifiers import in_words
+from cellfm_hub.genes.identifiers import are_genes, in_words, other_features
 from cellfm_hub.genes.names import name_book
 from cellfm_hub.genes.species import other_species_in, species_of_data
 from cellfm_hub.genes.spellings import core
@@ -106,6 +106,7 @@ def match_genes(
         readable = {name: [core(identifier) for identifier in ids] for name, ids in columns.items()}
         readable |= _symbols_of_ids(readable, guess)
     match = adapter.gene_matcher(told, readable)
+    genes_only = are_genes(var)
     column, genes = choose_gene_ids(
         var,
         match,
@@ -117,7 +118,7 @@ def match_genes(
         orthologs=orthologs,
         coverage=switches.coverage,
         vocabulary=None if tells else lambda: adapter.vocabulary.tolist(),
-        totals=totals,
+        totals=None if totals is None else lambda: np.where(genes_only, totals(), 0),
     )
     facts: dict[str, str | int | float | bool] = {
         "gene_ids": column,
@@ -131,6 +132,9 @@ def match_genes(
     if told is not None and guess.by_ids:
         facts["species_evidence"] = guess.evidence
     notes = genes.notes
+    if others := other_features(var):
+        facts["features_left_out"] = others
+        notes = (*notes, f"features that are no genes are left out: {others}")
     if guess.species is None and guess.counts and sum(count > 0 for count in guess.counts.values()) > 1:
         notes = (*notes, f"the species of the genes is not clear, {guess.evidence}")
     if obs is not None and (other := other_species_in(obs, found or guess.species)):

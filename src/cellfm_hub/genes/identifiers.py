@@ -58,10 +58,29 @@ def in_words(system: str) -> str:
     return _WORDS[system]
 
 
+GENE_FEATURES = "Gene Expression"
+"""What Cell Ranger calls genes in ``var["feature_types"]``: antibodies, guides and peaks are none, whatever they are named after."""
+
+
+def are_genes(var: pd.DataFrame) -> NDArray[np.bool_]:
+    """Say which features are genes; all of them, where the annotation does not tell."""
+    kinds = var["feature_types"].astype(str).to_numpy() if "feature_types" in var else np.empty(0, dtype=str)
+    genes: NDArray[np.bool_] = kinds == GENE_FEATURES
+    return genes if genes.any() else np.ones(len(var), dtype=bool)
+
+
+def other_features(var: pd.DataFrame) -> str:
+    """Count the features that are no genes, by kind; an empty string if there are none."""
+    others = ~are_genes(var)
+    counts = Counter(var["feature_types"].astype(str)[others].tolist()) if others.any() else Counter[str]()
+    return ", ".join(f"{number:,} {kind}" for kind, number in counts.most_common())
+
+
 def identifier_columns(var: pd.DataFrame, column: str | None = None) -> dict[str, list[str]]:
     """Return the index and every text column of `var`, or the one that the user chose; missing entries become empty strings.
 
-    White space round an identifier does not count, unless another one is the same without it: the original releases read that one alone.
+    So do those of features that are no genes: the antibody CD4 is not the gene of this name. White space round an identifier does not
+    count, unless another one is the same without it: the original releases read that one alone.
     Whole numbers are text here where they stand in the index or in a column that the user chose: they may be Entrez ids.
 
     Raises
@@ -76,6 +95,9 @@ def identifier_columns(var: pd.DataFrame, column: str | None = None) -> dict[str
             columns[name] = _texts(values, numbers=column == name)
         elif column == name and values.dtype.kind in "iu":
             columns[name] = values.astype(str).tolist()
+    for place in np.flatnonzero(~are_genes(var)).tolist():
+        for ids in columns.values():
+            ids[place] = ""
     if column is None:
         return columns
     if column not in columns:

@@ -13,13 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellfm_hub.errors import InputError
+from cellfm_hub.genes.identifiers import GENE_FEATURES, other_features
 from cellfm_hub.sources.compressed import CompressedRows
 from cellfm_hub.sources.matrix import CellData, Matrix, reading
 from cellfm_hub.sources.safe_stores import open_hdf5
 from cellfm_hub.sources.temporary_rows import ENTRIES, Part, TemporaryRows
-
-GENES = "Gene Expression"
-"""The feature type that is kept: antibodies, guides and peaks are no genes."""
 
 
 @contextmanager
@@ -46,7 +44,7 @@ def open_10x_h5(path: Path, _obs_columns: Sequence[str] | None = ()) -> Iterator
             rows = CompressedRows(group, (cells, features))
         kept = _gene_features(var, path)
         rows.keep(kept)
-        yield CellData(pd.DataFrame(index=pd.Index(barcodes, dtype=object)), {"X": Matrix("X", rows, var.iloc[kept], path)}, str(path))
+        yield CellData(pd.DataFrame(index=pd.Index(barcodes, dtype=object)), {"X": _matrix(rows, var, kept, path)}, str(path))
 
 
 def _matrix_group(file: h5py.File, path: Path) -> Any:
@@ -83,12 +81,20 @@ def _gene_features(var: pd.DataFrame, path: Path) -> NDArray[np.int64]:
     """Return the places of the features that are genes."""
     if "feature_types" not in var:
         return np.arange(len(var))
-    kept = np.flatnonzero(var["feature_types"] == GENES)
+    kept = np.flatnonzero(var["feature_types"] == GENE_FEATURES)
     if len(kept) == 0 and len(var):
         found = ", ".join(map(repr, var["feature_types"].unique()[:3].tolist()))
-        msg = f"{path} holds no features of type {GENES!r}, but {found}; models of cells need gene expression"
+        msg = f"{path} holds no features of type {GENE_FEATURES!r}, but {found}; models of cells need gene expression"
         raise InputError(msg)
     return kept
+
+
+def _matrix(values: Any, var: pd.DataFrame, kept: NDArray[np.int64], path: Path) -> Matrix:
+    """Return the matrix of the genes, and say what else the file holds."""
+    others = other_features(var)
+    facts = {"features_left_out": others} if others else {}
+    notes = (f"features that are no genes are left out: {others}",) if others else ()
+    return Matrix("X", values, var.iloc[kept], path, facts=facts, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def open_mtx(files: MtxFiles) -> Iterator[CellData]:
 
     matrix = TemporaryRows((columns, len(kept)), entries, f"the text of {path}")
     obs = pd.DataFrame(index=pd.Index(barcodes.to_numpy(dtype=object)))
-    yield CellData(obs, {"X": Matrix("X", matrix, var.iloc[kept], path)}, str(path))
+    yield CellData(obs, {"X": _matrix(matrix, var, kept, path)}, str(path))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
