@@ -23,6 +23,9 @@ CARDS = sorted(FOLDER.glob("[!_]*.md"))
 ENTRIES = [entry for entry in registry().checkpoints.values() if entry.card.owner == "cellfm-hub"]
 NETWORKS = [entry for entry in ENTRIES if entry.checkpoint.source is not None]
 
+assert CARDS, f"no cards in {FOLDER}"
+assert NETWORKS, "no checkpoint with weights is registered"
+
 each_card = pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 each_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 each_network = pytest.mark.parametrize("entry", NETWORKS, ids=lambda entry: entry.name)
@@ -181,20 +184,37 @@ def test_width_and_depth(entry: Entry) -> None:
 
 @each_network
 def test_longest_input(entry: Entry) -> None:
-    """Where the file has a table of positions, the longest input fits into it, and wastes at most the rows of padding."""
-    positions = entry.checkpoint.config.get("max_position_embeddings")
-    longest = entry.checkpoint.max_tokens
-    if isinstance(positions, int) and any(key.shape[0] == positions for key in published(entry)[1].values()):
+    """The longest input is a number of the configuration, but for up to two rows of padding, or the default of an option.
+
+    ``None`` says that there is none: then the network takes any length, and has no table with a row for each position.
+    """
+    longest, config = entry.checkpoint.max_tokens, entry.checkpoint.config
+    tables = {key.shape[0] for key in published(entry)[1].values() if key.shape}
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and positions in tables:
         assert longest is not None
         assert 0 <= positions - longest <= 2
+    elif longest is None:
+        adapter_class = entry.adapter_class()
+        assert issubclass(adapter_class, TokenAdapter)
+        assert adapter_class.unlimited
+    else:
+        sizes = [config.get(name) for name in ("max_position_embeddings", "seq_len", "pad_length")]
+        sizes.append(getattr(entry.adapter_class().options.model_fields.get("max_length"), "default", None))
+        assert any(isinstance(size, int) and 0 <= size - longest <= 2 for size in sizes), f"{longest} is none of {sizes}"
 
 
 @each_network
 def test_files(entry: Entry) -> None:
     weights = [name for name in entry.checkpoint.files if name.endswith((".safetensors", ".bin", ".pt", ".ckpt", ".torch", ".pth"))]
     assert weights, "no file of weights among the files"
-    sizes = [file.size for file in entry.checkpoint.files.values() if file.size is not None]
-    assert all(size > 0 for size in sizes)
+    sizes = [entry.checkpoint.files[name].size for name in weights]
+    parameters = entry.checkpoint.parameters
+    if parameters is not None and None not in sizes:
+        # 2 or 4 bytes each, several times over in a file of several models; and a header.
+        bytes_each = sum(size for size in sizes if size is not None) / parameters
+        assert bytes_each >= 2
+        assert 0 <= bytes_each - round(bytes_each) < 0.02
 
 
 # What a card may not say

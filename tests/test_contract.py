@@ -1,9 +1,15 @@
 """The contract suite over every registered family, on the portable golden checkpoints."""
 
+from dataclasses import replace
+
 import anndata as ad
 import pytest
+import torch
 
 import cellfm_hub as cf
+from cellfm_hub.adapter import TokenAdapter
+from cellfm_hub.errors import InputError
+from cellfm_hub.nn import PackedBatch
 from cellfm_hub.registry import registry
 from cellfm_hub.sources.sequences import read_fasta
 from cellfm_hub.testing import check_cell_model, check_sequence_model
@@ -48,6 +54,28 @@ def test_sequence_baseline() -> None:
     sequences = {str(i): s for i, s in enumerate(["ACGTTGCA", "TTTTTT", "ACGNNACGTA", "GATTACAGATTACA" * 9])}
     check_sequence_model(cf.load("kmer"), sequences)
     check_sequence_model(cf.load("kmer"), sequences, reverse_complement="mean")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_unknown_poolings_are_refused(case: Case) -> None:
+    """By the option, by the adapter itself, and where a recipe of a card names one: never another pooling instead."""
+    model = load(case)
+    adapter = model.adapter
+    assert isinstance(adapter, TokenAdapter)
+    lengths = (3, 2)
+    batch = PackedBatch(ids=torch.zeros(5, dtype=torch.int64), lengths=lengths)
+    hidden = torch.randn(5, adapter.embedding_dim)
+    for name in ("median", "Mean", "maximum", ""):
+        with pytest.raises(InputError, match="pooling"):
+            adapter.pool(hidden, batch, name)
+    data = case.path / ("input.h5ad" if model.modality == "cell" else "sequences.fasta")
+    with pytest.raises(InputError, match="pooling='median' is not possible"):
+        model.encode(data, pooling="median")
+    recipe = model.entry.recipes["default"].model_copy(update={"pooling": "median"})
+    model.entry = replace(model.entry, card=model.entry.card.model_copy(deep=True))
+    model.entry.recipes["default"] = recipe
+    with pytest.raises(InputError, match="names the pooling 'median'"):
+        model.encode(data)
 
 
 def test_every_adapter_has_a_case() -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.errors import InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
-from cellfm_hub.nn import PackedBatch, first, segment_max, segment_mean
+from cellfm_hub.nn import PackedBatch, first, segment_mean, segment_pool
 from cellfm_hub.sources.cells import MatrixValues
 from cellfm_hub.tokens import Tokens
 from cellfm_hub.weights import Layout
@@ -161,7 +161,7 @@ class TokenAdapter(Adapter):
         if not self.pool_special:
             for special in self.special_ids:
                 counted &= batch.ids != special
-        return (segment_mean if pooling == "mean" else segment_max)(hidden, batch, counted)
+        return segment_pool(hidden, batch, counted, pooling)
 
     @classmethod
     @abstractmethod

@@ -237,10 +237,14 @@ def _network_choices(
     if pooling is not None and pooling not in adapter.poolings:
         msg = f"pooling={pooling!r} is not possible with {name}: use {', '.join(map(repr, adapter.poolings))}"
         raise InputError(msg)
+    chosen = pooling or recipe.pooling or adapter.poolings[0]
+    if chosen not in adapter.poolings:
+        msg = f"the card of {name} names the pooling {chosen!r} in a recipe, but the model has {', '.join(map(repr, adapter.poolings))};"
+        raise InputError(msg + " pass one of these as pooling=")
     wanted = recipe.output_layer if output_layer is None else output_layer
     layer = wanted if wanted >= 0 else adapter.layers + 1 + wanted
     if not 0 <= layer <= adapter.layers:
         msg = f"output_layer={wanted} is not in {name}: use 0 (embedding output) to {adapter.layers},"
         msg += f" or -1 (last) to {-adapter.layers - 1}"
         raise InputError(msg)
-    return (None if per_token else pooling or recipe.pooling or adapter.poolings[0]), layer
+    return (None if per_token else chosen), layer

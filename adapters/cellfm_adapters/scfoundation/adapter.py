@@ -18,7 +18,7 @@ from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.configs import parse_config
 from cellfm_hub.errors import CheckpointFormatError, InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
-from cellfm_hub.nn import PackedBatch, segment_max, segment_mean
+from cellfm_hub.nn import PackedBatch, segment_max, segment_mean, segment_pool
 from cellfm_hub.safe_files import read_checkpoint, read_text
 from cellfm_hub.tokens import Tokens, offsets_from_lengths
 from cellfm_hub.weights import Layout, load_network
@@ -148,8 +148,8 @@ class ScFoundationAdapter(CellAdapter):
         return 4 * config.encoder_hidden_dim if pooling == "all" else config.encoder_hidden_dim
 
     def pool(self, hidden: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
-        if pooling == "max":
-            return segment_max(hidden, batch, torch.ones_like(batch.ids, dtype=torch.bool))
+        if pooling != "all":
+            return segment_pool(hidden, batch, torch.ones_like(batch.ids, dtype=torch.bool), pooling)
         target, source = self.special_ids
 
         def at(token: int, from_end: int) -> Tensor:  # (B, D); NaN where tokens made by the caller end in something else

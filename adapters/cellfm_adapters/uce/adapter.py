@@ -24,7 +24,7 @@ from cellfm_hub.checkpoints import CheckpointFiles
 from cellfm_hub.configs import parse_config
 from cellfm_hub.errors import InputError
 from cellfm_hub.genes import CountMatrix, GeneMap
-from cellfm_hub.nn import PackedBatch, segment_max, segment_mean
+from cellfm_hub.nn import PackedBatch, segment_pool
 from cellfm_hub.nn.matmul_precision import exact_products
 from cellfm_hub.safe_files import read_tensors
 from cellfm_hub.tokens import Tokens
@@ -161,4 +161,4 @@ class UCEAdapter(CellAdapter):
         if pooling == "cls":
             return F.normalize(super().pool(hidden, batch, "cls"), dim=-1, eps=1e-12)
         is_gene = (batch.ids >= len(SPECIAL_NAMES)) & (batch.ids < self.genes.first_chromosome)
-        return (segment_mean if pooling == "mean" else segment_max)(hidden, batch, is_gene)
+        return segment_pool(hidden, batch, is_gene, pooling)

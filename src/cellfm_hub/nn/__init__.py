@@ -5,7 +5,7 @@ from cellfm_hub.nn.attention import attend
 from cellfm_hub.nn.encoder import Encoder, EncoderConfig
 from cellfm_hub.nn.packed import PackedBatch
 from cellfm_hub.nn.performer import Performer, PerformerConfig, random_features
-from cellfm_hub.nn.pooling import first, segment_max, segment_mean
+from cellfm_hub.nn.pooling import first, segment_max, segment_mean, segment_pool
 from cellfm_hub.nn.rotary import Rotary
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "random_features",
     "segment_max",
     "segment_mean",
+    "segment_pool",
 ]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from cellfm_hub.errors import InputError
 from cellfm_hub.nn.packed import PackedBatch
 
 
@@ -29,3 +30,18 @@ def segment_max(hidden: Tensor, batch: PackedBatch, counted: Tensor) -> Tensor:
     """Take the element-wise maximum over the counted tokens of each row; NaN for a row that counts none."""
     top = _reduce(hidden.float().masked_fill(~counted[:, None], -torch.inf), batch, "max")
     return top.masked_fill(top.isneginf(), torch.nan)
+
+
+def segment_pool(hidden: Tensor, batch: PackedBatch, counted: Tensor, pooling: str) -> Tensor:
+    """Reduce the counted tokens of each row by ``"mean"`` or ``"max"``.
+
+    Raises
+    ------
+    InputError
+        If `pooling` is anything else: a misspelt name must not become another pooling.
+    """
+    reductions = {"mean": segment_mean, "max": segment_max}
+    if pooling not in reductions:
+        msg = f"pooling={pooling!r} is not known to this model; expected one that it lists ('cellfm info')"
+        raise InputError(msg)
+    return reductions[pooling](hidden, batch, counted)
