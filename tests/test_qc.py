@@ -161,5 +161,5 @@ def test_command(tmp_path: Path) -> None:
     assert obs["X_geneformer_truncated"].sum() == 3
     assert (obs["X_geneformer_genes_used"] == 0).sum() == 2
     done = cellfm("embed", path, *arguments, "--level", "gene")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "qc" in done.stderr
