@@ -102,6 +102,14 @@ def test_files_of_cells(tmp_path: Path, name: str) -> None:
     assert "a model of sequences" in done.stderr
 
 
+@pytest.mark.usefixtures("no_files")
+def test_switches(tmp_path: Path) -> None:
+    """Those of a family are looked at first of all, and those of the second model before the first is loaded."""
+    data, options = FORMATS["h5ad"](tmp_path, golden()), {"scgpt": {"q": 1}}
+    assert_refused(lambda: cf.embed_file(data, ["geneformer", "scgpt"], out=tmp_path / "out.h5ad", options=options), "'q'", "ties")
+    assert_refused(lambda: cf.embed(golden().copy(), "kmer", options={"q": 1}), "'q'", "k=4")
+
+
 def test_a_loaded_model() -> None:
     """The same words where the weights are there already."""
     for name, data in (("geneformer", ["ACGT"]), ("nt", golden().copy())):

@@ -21,7 +21,7 @@ from cellfm_hub.registry import registry
 from cellfm_hub.request import EncodeOptions, OnEmpty
 from cellfm_hub.sequences import Long
 from cellfm_hub.sources.genome import WINDOW
-from cellfm_hub.suitability import check_origin, check_suits
+from cellfm_hub.suitability import check_origin, check_suits, check_switches
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -279,7 +279,9 @@ def embed(
         genome=genome,
         window=window,
     )
-    check_suits(data, model, registry().find(model), **encode)
+    entry = registry().find(model)
+    check_switches(entry, options)
+    check_suits(data, model, entry, **encode)
     embedder = load(
         model,
         device=device,

@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -108,6 +108,11 @@ def models_of(modality: Modality) -> list[str]:
     """Return the default checkpoints of all families of such models, but for those that ship for trying."""
     entries = registry().checkpoints.values()
     return [entry.name for entry in entries if entry.checkpoint.default and entry.modality == modality and not entry.is_shipped]
+
+
+def check_switches(entry: Entry, options: Mapping[str, Any] | None) -> None:
+    """Raise an InputError if a switch of the family is unknown or has a wrong value."""
+    entry.adapter_class().options.parse(None if options is None else dict(options), entry.name)
 
 
 def check_origin(entry: Entry, checkpoint: str | Path | None, revision: str | None) -> None:

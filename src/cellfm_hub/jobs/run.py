@@ -28,7 +28,7 @@ from cellfm_hub.request import PER_TOKEN, EncodeOptions, Level, OnEmpty
 from cellfm_hub.sequences import Long
 from cellfm_hub.sources.genome import WINDOW
 from cellfm_hub.sources.sequences import count_rows
-from cellfm_hub.suitability import check_origin, check_suits
+from cellfm_hub.suitability import check_origin, check_suits, check_switches
 
 logger = logging.getLogger("cellfm_hub")
 
@@ -247,6 +247,7 @@ def _models(names: Sequence[str], *, several: bool, **per_model: Any) -> tuple[M
         own = {option: of_model(option, value, name, names, several=several) for option, value in per_model.items()}
         checkpoint = own["checkpoint"]
         check_origin(registry().find(name), checkpoint, own["revision"])
+        check_switches(registry().find(name), own["options"])
         found.append(
             ModelSpec(
                 name,
