@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import cellfm_hub as cf
 from cellfm_hub import errors
-from cellfm_hub.sequences import reverse_complement
+from cellfm_hub.sequences import fit_to_model, reverse_complement
+from cellfm_hub.tokens import Tokens, offsets_from_lengths
 from golden_cases import DATA, PORTABLE
 
 MODELS = ("dnabert2", "nt-v2")
@@ -165,7 +166,8 @@ def test_tiles_without_overlap(name: str, sequences: list[str]) -> None:
     model, free = load(name, "upper", WINDOW), load(name)
     inside = WINDOW - len(model.adapter.prefix) - len(model.adapter.suffix)  # type: ignore[attr-defined]
     tiled, tokens = model.encode(sequences, level="base", long="tile"), free.tokenize(sequences)
-    means, maxima = (model.encode(sequences, pooling=p, long="tile", on_empty="nan") for p in ("mean-bases", "max"))
+    plain, means, maxima = (model.encode(sequences, pooling=p, long="tile", on_empty="nan") for p in ("mean", "mean-bases", "max"))
+    by_token = model.encode(sequences, level="token", long="tile")
     assert tokens.widths is not None
     for row, sequence in enumerate(sequences):
         widths = tokens.widths[tokens.offsets[row] : tokens.offsets[row + 1]]
@@ -175,11 +177,17 @@ def test_tiles_without_overlap(name: str, sequences: list[str]) -> None:
         assert "".join(windows) == sequence
         if not sequence:
             assert np.isnan(means[row]).all()
+            assert np.isnan(plain[row]).all()
+            assert len(by_token.row(row)) == 0
             continue
         alone = free.encode(windows, level="base")
         np.testing.assert_allclose(tiled.row(row), alone.values, atol=2e-6)
         in_windows = free.encode(windows, level="token")
         inner = np.isin(in_windows.ids, [*model.adapter.prefix, *model.adapter.suffix], invert=True)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(by_token.row(row), in_windows.values, atol=2e-6)
+        np.testing.assert_array_equal(by_token.ids[by_token.offsets[row] : by_token.offsets[row + 1]], in_windows.ids)
+        # Every token weighs the same, whichever window it is in: the last window is shorter.
+        np.testing.assert_allclose(plain[row], in_windows.values.mean(axis=0), atol=2e-6)
         np.testing.assert_allclose(means[row], in_windows.values[inner].mean(axis=0), atol=2e-6)
         np.testing.assert_allclose(maxima[row], in_windows.values.max(axis=0), atol=2e-6)
 
@@ -204,6 +212,38 @@ def test_tiles_with_overlap(name: str, sequence: str, overlap: int) -> None:
     got = model.encode([sequence], level="base", long="tile", overlap=overlap)
     np.testing.assert_allclose(got.values, sums / windows[:, None], atol=2e-6)
     np.testing.assert_array_equal(model.encode_tokens(tokens, level="base").values, got.values)
+
+
+@settings(deadline=None, max_examples=100)
+@given(widths=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=40), min_size=1, max_size=3), overlap=st.integers(0, 5))
+def test_windows_share_as_much_as_they_may(widths: list[list[int]], overlap: int) -> None:
+    """Neighbouring windows share at most `overlap` bases, and with one token more it would be more; together they are the sequence."""
+    flat = np.array([w for row in widths for w in row], dtype=np.int32)
+    offsets = offsets_from_lengths([len(row) for row in widths])
+    body = Tokens(ids=np.arange(len(flat), dtype=np.int32), offsets=offsets, widths=flat)
+    begins = offsets_from_lengths(flat)
+    names = [str(n) for n in range(len(widths))]
+    fitted = fit_to_model(body, names, max_tokens=6, prefix=(), suffix=(), long="tile", overlap=overlap)
+    rows = np.arange(len(fitted)) if fitted.rows is None else fitted.rows
+    for row in range(len(widths)):
+        windows = [fitted.row(n).tolist() for n in np.flatnonzero(rows == row)]
+        assert windows[0][0] == offsets[row]
+        assert windows[-1][-1] == offsets[row + 1] - 1
+        for window, following in pairwise(windows):
+            assert window == list(range(window[0], window[0] + 6))
+            end, first = begins[window[-1] + 1], following[0]
+            assert end - begins[first] <= overlap
+            assert end - begins[first - 1] > overlap
+
+
+@pytest.mark.parametrize("overlap", [(0, 0), (5, 0), (6, 6), (7, 6), (11, 6), (12, 12)])
+def test_overlap_is_exact(overlap: tuple[int, int]) -> None:
+    """Tokens of six bases: as many whole ones as fit into the overlap."""
+    asked, got = overlap
+    tokens = load("nt-v2", "upper", WINDOW).tokenize(["ACGTTG" * 30], long="tile", overlap=asked)
+    assert tokens.begins is not None
+    inside = WINDOW - 1
+    np.testing.assert_array_equal(np.diff(tokens.begins), 6 * inside - got)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,5 +1,6 @@
 """UCE against the original code."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ import cellfm_hub as cf
 from cellfm_adapters.uce.adapter import UCEAdapter
 from cellfm_adapters.uce.filtering import FilteredGenes
 from cellfm_adapters.uce.species import PROTEIN_FILES, Chromosomes, check_species, read_symbols
-from cellfm_adapters.uce.tokenizer import PlacedGenes, Runs, draw_genes, spell, streams_of
+from cellfm_adapters.uce.tokenizer import SAMPLE_SIZE, PlacedGenes, Runs, draw_genes, spell, streams_of, tokenize
 from cellfm_hub import errors
 from cellfm_hub.cards import File
 from cellfm_hub.genes import CountMatrix, GeneMap
 from cellfm_hub.registry import registry
+from cellfm_hub.seeding import advance, row_seeds, uniform
 from cellfm_hub.testing import check_cell_model
 from cellfm_hub.weights import count_parameters
 from golden_cases import DATA, PORTABLE, Case, cases
@@ -249,6 +251,73 @@ def assert_multinomial(seen: NDArray[np.int64], probabilities: NDArray[np.float6
         return
     statistic = sum((o - e) ** 2 / e for o, e in zip(observed, wanted, strict=True))
     assert scipy.stats.chi2.sf(statistic, len(wanted) - 1) > 1e-4
+
+
+def placed(chromosomes: list[int]) -> PlacedGenes:
+    """Return as many genes as chromosomes are given, one column each, with tokens from 4 on."""
+    n = len(chromosomes)
+    return PlacedGenes(
+        columns=np.arange(n),
+        targets=np.arange(n),
+        tokens=np.arange(4, 4 + n, dtype=np.int32),
+        n_columns=n,
+        chromosomes=np.array(chromosomes, dtype=np.int32),
+    )
+
+
+def sentences(counts: list[list[float]], genes: PlacedGenes, seed: int, samples: int) -> cf.Tokens:
+    return tokenize(sp.csr_matrix(np.array(counts, dtype=np.float32)), genes, seed, samples=samples, first_chromosome=1000, max_tokens=1536)
+
+
+def test_genes_are_drawn_by_their_logarithms() -> None:
+    """From counts to ids: the weights are log(1 + count), which the counts themselves are far from."""
+    counts = [1.0, 2, 5, 30, 400, 9000]
+    tokens = sentences([counts], placed([0, 0, 0, 1, 1, 1]), 0, 60)
+    seen = np.bincount(tokens.ids[(tokens.ids >= 4) & (tokens.ids < 1000)] - 4, minlength=6)
+    assert seen.sum() == 60 * SAMPLE_SIZE
+    assert_multinomial(seen, np.log1p(counts) / np.log1p(counts).sum())
+
+
+def test_genes_and_chromosomes_draw_different_numbers() -> None:
+    """The first 1,024 numbers of a sentence draw genes, the next ones order the chromosomes, and the next sentence begins behind both."""
+    counts, samples, n_chromosomes = [[3.0] * 12], 4, 12
+    genes = placed(list(range(n_chromosomes)))
+    tokens = sentences(counts, genes, 7, samples)
+    [seed] = row_seeds(genes.tokens, np.array(counts[0]), np.array([0, 12]), 7)
+    for sample in range(samples):
+        stream = [uniform(np.uint64(advance(seed, 2 * SAMPLE_SIZE * sample + n))) for n in range(SAMPLE_SIZE + n_chromosomes)]
+        drawn = np.bincount((np.array(stream[:SAMPLE_SIZE]) * n_chromosomes).astype(int), minlength=n_chromosomes)
+        row = tokens.row(sample)
+        spelled = row[row >= 1000] - 1000
+        assert spelled.tolist() == np.argsort(stream[SAMPLE_SIZE:]).tolist()
+        np.testing.assert_array_equal(np.bincount(row[(row >= 4) & (row < 1000)] - 4, minlength=12), drawn)
+
+
+PINNED_CHROMOSOMES = [[2, 0, 3, 1], [1, 0, 3, 2], [0, 2, 1, 3], [3, 1, 2, 0], [1, 0, 3, 2], [2, 0, 1, 3]]
+PINNED_TIMES = [
+    [0, 167, 73, 181, 113, 181, 110, 199],
+    [0, 152, 61, 166, 109, 187, 128, 221],
+    [149, 0, 156, 77, 205, 110, 193, 134],
+    [154, 0, 167, 69, 216, 111, 178, 129],
+    [206, 142, 0, 148, 58, 187, 106, 177],
+    [182, 145, 0, 157, 65, 174, 92, 209],
+]
+PINNED_HASH = "e7cab4a3bb7b8c6459b16bfaba5f69cacf34f021dc6b82466dfb7d2710192627"
+
+
+def test_draws_are_pinned() -> None:
+    """What three cells draw, so that vectors cannot change from one version to the next unnoticed.
+
+    Where these numbers change on purpose, CHANGELOG says so under "Vectors changed".
+    """
+    genes = placed([0, 0, 1, 1, 2, 2, 3, 3])
+    counts = (np.arange(24).reshape(3, 8) * 5 % 9).astype(float)
+    tokens = sentences(counts.tolist(), genes, 5, 2)
+    spelled = [[int(i) - 1000 for i in tokens.row(n) if i >= 1000] for n in range(6)]
+    times = [np.bincount(row[(row >= 4) & (row < 1000)] - 4, minlength=8).tolist() for row in map(tokens.row, range(6))]
+    assert spelled == PINNED_CHROMOSOMES
+    assert times == PINNED_TIMES
+    assert hashlib.sha256(tokens.ids.astype("<i4").tobytes()).hexdigest() == PINNED_HASH
 
 
 # What we promise beyond the original

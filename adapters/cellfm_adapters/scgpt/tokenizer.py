@@ -169,6 +169,8 @@ def bin_rows(
             a = values[order[stop - 1 - below]]
             b = values[order[max(start, stop - 2 - below)]]
             step = np.float64(np.float32(b) - np.float32(a))
+            # From the nearer side, as numpy does: where the position is a whole number but for rounding (50 or 99 genes), the other sum
+            # can reach b itself, and the edge would count as one of the ties.
             edges[k] = a + step * share if share < 0.5 else b - step * (1 - share)
         up_to = len(edges)  # L: edges that do not exceed the value
         i = start

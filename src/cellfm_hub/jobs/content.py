@@ -38,8 +38,8 @@ def _hash_rows(
 def token_content(block: TokenBlock) -> Content:
     """Hash what the network sees of each input, in order: tokens, their values and positions, windows, strands and alleles.
 
-    A row's vector is a function of just that, so that rows of equal hash need not be computed twice. The hash is not meant to withstand
-    an attacker.
+    A row's vector is a function of just that (where a window begins follows from the widths in those before it), so that rows of equal
+    hash need not be computed twice. The hash is not meant to withstand an attacker.
     """
     tokens, inputs = block.tokens, len(block.names)
     columns = [tokens.ids.astype(np.int64)]
@@ -51,8 +51,7 @@ def token_content(block: TokenBlock) -> Content:
         columns.append(tokens.widths.astype(np.int64))
     rows = np.arange(inputs) if tokens.rows is None else tokens.rows
     part, of_input = np.divmod(rows, inputs)
-    begins = np.zeros(len(tokens), np.int64) if tokens.begins is None else tokens.begins
-    salts = (part.astype(np.uint64) << np.uint64(48)) ^ (begins.astype(np.uint64) << np.uint64(8)) ^ np.uint64(len(columns))
+    salts = (part.astype(np.uint64) << np.uint64(48)) ^ np.uint64(len(columns))
     out = np.zeros((inputs, 2), dtype=np.uint64)
     _hash_rows(np.stack(columns).view(np.uint64), tokens.offsets, of_input.astype(np.int64), salts, out)
     return out
