@@ -5,6 +5,7 @@ Nothing here needs weights, data or anndata.
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -198,42 +199,45 @@ class TorchLayers(nn.Module):
         return out
 
 
-@dataclass(frozen=True)
-class Padded:
-    """A padded forward over all rows; either of the two ways to cut batches.
+def padded_batches(
+    lengths: NDArray[np.int64], *, rows: int | None = None, budget: int | None = None, multiple: int = 1
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Cut batches in either of two ways; give the rows of each, and to what length they are padded, a multiple of `multiple`.
 
     `rows`: so many rows a batch, in the order they come in, as the original releases do. `budget`: longest first, as many rows as fit so
     many tokens, padding counted, which is what a careful user would do.
     """
+    assert (rows is None) != (budget is None)
+    order = np.arange(len(lengths)) if budget is None else np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start : start + (rows or 1)]].max()
+        padded = int(-(-longest // multiple) * multiple)
+        index = order[start : start + (rows or max((budget or 0) // padded, 1))]
+        yield index, padded
+        start += len(index)
+
+
+def padding(lengths: NDArray[np.int64], **batches: int) -> float:
+    """Return padded over real tokens."""
+    return float(sum(len(index) * padded for index, padded in padded_batches(lengths, **batches)) / lengths.sum())
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A padded forward over all rows, with batches as `padded_batches` cuts them."""
 
     network: nn.Module
     rows: int | None = None
     budget: int | None = None
     multiple: int = 1
-    """Rows are padded to a multiple of this: on a GPU fewer shapes."""
     autocast: torch.dtype | None = None
-
-    def batches(self, lengths: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:
-        """Give the rows of each batch, and to what length they are padded."""
-        assert (self.rows is None) != (self.budget is None)
-        order = np.arange(len(lengths)) if self.budget is None else np.argsort(-lengths, kind="stable")
-        start = 0
-        while start < len(order):
-            longest = lengths[order[start : start + (self.rows or 1)]].max()
-            padded = int(-(-longest // self.multiple) * self.multiple)
-            index = order[start : start + (self.rows or max((self.budget or 0) // padded, 1))]
-            yield index, padded
-            start += len(index)
-
-    def waste(self, lengths: NDArray[np.int64]) -> float:
-        """Return padded over real tokens."""
-        return float(sum(len(index) * padded for index, padded in self.batches(lengths)) / lengths.sum())
 
     def run(self, tokens: Tokens, device: torch.device) -> Tensor:
         """Return the means over real tokens, in the order in which they were computed."""
         pooled = []
         with torch.inference_mode(), torch.autocast(device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            for index, padded in self.batches(tokens.lengths):
+            for index, padded in padded_batches(tokens.lengths, rows=self.rows, budget=self.budget, multiple=self.multiple):
                 part = tokens.take(index)
                 there = np.arange(padded) < part.lengths[:, None]
                 ids = np.zeros(there.shape, dtype=np.int64)
@@ -313,7 +317,7 @@ def environment() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "numba", "scipy", "transformers", "datasets", "cellfm-hub"):
+    for package in ("torch", "numpy", "numba", "scipy", "pandas", "anndata", "h5py", "transformers", "datasets", "cellfm-hub"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -323,6 +327,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {
             "processor": processor(),
+            "cores": os.cpu_count(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "gpu": torch.cuda.get_device_name() if cuda else None,
             "cuda": torch.version.cuda if cuda else None,
