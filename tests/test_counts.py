@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from cellfm_adapters.scgpt.tokenizer import bin_rows
 from cellfm_hub.errors import CountsError, InputError
 from cellfm_hub.kernels import argsort_rows_descending
 from cellfm_hub.sources.cells import Matrix, count_blocks, find_counts, from_anndata
-from cellfm_hub.sources.recovery import Scaling
-from cellfm_hub.sources.rounded import RoundedScaling
+from cellfm_hub.sources.recovery import Scaling, recognise
+from cellfm_hub.sources.rounded import RoundedScaling, recognise_gaps, recognise_totals
 from golden_cases import PORTABLE, SHARED
 
 GENEFORMER = PORTABLE / "geneformer-v2-basic"
@@ -861,3 +862,15 @@ def test_embed_and_check_say_which_genes_are_lacking(caplog: pytest.LogCaptureFi
     assert "raw.X holds the same, but lacks 94" in str(model.receipt["counts_choice"])
     assert "raw.X holds the same, but lacks 94" in caplog.text
     assert any("raw.X holds the same, but lacks 94" in reason for reason in cf.check(data, "geneformer", **where).models[0].reasons)
+
+
+@pytest.mark.parametrize("look", [recognise, recognise_gaps, recognise_totals])
+@pytest.mark.parametrize("cells", [1, 20, 60])
+def test_a_look_changes_nothing(look: Callable[[sp.csr_matrix], Any], cells: int) -> None:
+    """Stored zeros are left out of a copy: the arrays of the matrix itself are as they were."""
+    sample = counts(cells)
+    sample.data[::3] = 0
+    before = sample.copy()
+    look(sample)
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(sample, name), getattr(before, name))

@@ -1,5 +1,6 @@
 """`embed_file`: every format, in parts, for one model and several, in bounded memory."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from cellfm_hub.errors import InputError, OutputError
 from cellfm_hub.jobs import job, parts
 from cellfm_hub.jobs.content import token_content
 from cellfm_hub.reading import Task, open_input
+from cellfm_hub.sources.cells import find_counts
 from cellfm_hub.sources.matrix import Matrix
+from cellfm_hub.sources.some_rows import column_totals
 from file_runs import CELLS, DNA, everything, loaded, receipt, vectors, write_cells, write_fasta
 
 
@@ -113,7 +116,7 @@ def test_pieces_of_a_block(tmp_path: Path, reverse: Any) -> None:
 
 
 def test_several_models_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three models, one of them fitted to all cells: one file, every row read once beyond the look for counts."""
+    """Three models, two of them fitted to all cells: one file, every row read once beyond the looks for counts and for genes."""
     data, out = write_cells(tmp_path / "cells.h5ad", 40), tmp_path / "out.h5ad"
     reads, original = np.zeros(40, int), Matrix.rows
 
@@ -122,7 +125,8 @@ def test_several_models_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return original(self, start, stop)
 
     monkeypatch.setattr(Matrix, "rows", rows)
-    monkeypatch.setattr("cellfm_hub.reading.find_counts", unread(reads))
+    monkeypatch.setattr("cellfm_hub.reading.find_counts", unread(reads, find_counts))
+    monkeypatch.setattr("cellfm_hub.embedder.column_totals", unread(reads, column_totals))
     names = ["scgpt", "pca", "hvg"]
     options = {"pca": {"n_components": 3}, "hvg": {"n_top_genes": 20}}
     several = cf.embed_file(
@@ -139,13 +143,12 @@ def test_several_models_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert {key: saved[key] for key in alone.receipt} == pytest.approx(alone.receipt)
 
 
-def unread(reads: Any) -> Any:
-    """Return `find_counts` whose own look at the data is not counted."""
-    from cellfm_hub.sources.cells import find_counts
+def unread(reads: Any, look: Callable[..., Any]) -> Any:
+    """Return a function whose own look at the data is not counted."""
 
     def looking(*arguments: Any, **options: Any) -> Any:
         before = reads.copy()
-        found = find_counts(*arguments, **options)
+        found = look(*arguments, **options)
         reads[:] = before
         return found
 

@@ -1,5 +1,6 @@
 """Going on with other options than before is refused, whichever option it is: interrupted, finished, or in shards."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ OF_CELLS: dict[str, Any] = {
     "options": {"ties": "upper"},
     "precision": "bfloat16",
 }
-OF_SEQUENCES: dict[str, Any] = {"long": "truncate", "overlap": 8, "reverse_complement": "mean", "window": 64, "level": "token"}
+OF_SEQUENCES: dict[str, Any] = {"long": "truncate", "overlap": 8, "reverse_complement": "mean", "level": "token"}
+OF_VARIANTS: dict[str, Any] = {"window": 64}
+TOGETHER: dict[str, dict[str, Any]] = {"overlap": {"long": "tile"}}
+"""Options that are refused without others."""
 NAMED_OTHERWISE = {"key_added": "X_other", "qc": True, "part_rows": 9}
 """Not of the model: of the run, or of the place where its vectors go."""
 
@@ -34,7 +38,7 @@ VERBS = {"resume", "overwrite", "update", "shard"}
 
 
 def test_no_option_is_forgotten() -> None:
-    known = {*OF_CELLS, *OF_SEQUENCES, *NAMED_OTHERWISE, *ELSEWHERE, *CHANGE_NOTHING, *VERBS}
+    known = {*OF_CELLS, *OF_SEQUENCES, *OF_VARIANTS, *NAMED_OTHERWISE, *ELSEWHERE, *CHANGE_NOTHING, *VERBS}
     assert known == set(FileOptions.__annotations__)
 
 
@@ -58,13 +62,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("option", "value"), [*OF_CELLS.items(), *OF_SEQUENCES.items(), *NAMED_OTHERWISE.items()])
 def test_resume(runs: Path, option: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model, options = ("dna.fa", "nt", DNA) if option in OF_SEQUENCES else ("cells.h5ad", "scgpt", CELLS)
-    changed = options | {option: value}
+    changed = options | {option: value} | TOGETHER.get(option, {})
     numbers = computed(monkeypatch)
     with pytest.raises(OutputError, match=rf"was another one: .*{value if option == 'key_added' else option}.*--overwrite"):
         cf.embed_file(runs / data, model, out=runs / f"{model}.interrupted.parquet", resume=True, **changed)
     if option not in ("key_added", "part_rows"):  # a table has one model's columns, and no parts
         with pytest.raises(OutputError, match=r"exists; pass --overwrite"):
             cf.embed_file(runs / data, model, out=runs / f"{model}.finished.parquet", resume=True, **changed)
+    assert numbers == []
+
+
+@pytest.mark.parametrize(("option", "value"), OF_VARIANTS.items())
+def test_resume_variants(tmp_path: Path, option: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "g.fa").write_text(f">chr1\n{'ACGTTGCA' * 40}\n")
+    (tmp_path / "calls.vcf").write_text("".join(f"chr1\t{8 * i + 1}\t.\tA\tC\n" for i in range(10, 22)))
+    options = DNA | {"genome": tmp_path / "g.fa"}
+    for name in ("interrupted", "finished"):
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            if name == "interrupted":
+                stop_after(patch, 1)
+            cf.embed_file(tmp_path / "calls.vcf", "nt", out=tmp_path / f"{name}.parquet", part_rows=8, **options)
+    numbers = computed(monkeypatch)
+    for name, says in (("interrupted", f"was another one: .*{option}.*--overwrite"), ("finished", "exists; pass --overwrite")):
+        with pytest.raises(OutputError, match=says):
+            cf.embed_file(tmp_path / "calls.vcf", "nt", out=tmp_path / f"{name}.parquet", resume=True, **options, **{option: value})
     assert numbers == []
 
 

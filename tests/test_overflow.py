@@ -172,6 +172,8 @@ def test_a_part_is_computed_in_what_another_process_turned_to(tmp_path: Path) ->
         level=None,
         encode={},
         part_rows=8,
+        shard=None,
+        rows=None,
         folder=tmp_path,
         update=False,
         qc=False,

@@ -58,10 +58,11 @@ def _is_demo(out: Path) -> bool:
     import h5py
 
     from cellfm_hub.demo import CELL_MODELS, DNA_MODELS
+    from cellfm_hub.sources.safe_stores import open_hdf5
 
     if not h5py.is_hdf5(out):
         return False
-    with h5py.File(out, "r") as file:
+    with open_hdf5(out) as file:
         receipts = set(file.get("uns/cellfm", ()))
     return any(receipts == {f"X_{model}" for model in models} for models in (CELL_MODELS, DNA_MODELS))
 

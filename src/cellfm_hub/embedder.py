@@ -420,7 +420,7 @@ class Embedder:
             gene_ids=request.gene_ids,
             species=request.species,
             obs=cells.obs,
-            totals=partial(column_totals, matrix),
+            totals=partial(column_totals, cells, matrix),
         )
         genes = matched.genes
         if matrix.by_order and genes.n_summed:

@@ -21,7 +21,7 @@ from cellfm_hub.jobs.durable import sync, sync_folder
 from cellfm_hub.jobs.in_place import changing, hdf5_file
 from cellfm_hub.jobs.stored import facts_key, pack
 from cellfm_hub.sources.matrix import reading
-from cellfm_hub.sources.safe_stores import open_hdf5
+from cellfm_hub.sources.safe_stores import open_hdf5, open_zarr
 
 if TYPE_CHECKING:
     from cellfm_hub.jobs.finished import Finished
@@ -199,13 +199,13 @@ def _is_legacy(source: Path) -> bool:
 
 def _is_result(folder: Path) -> bool:
     """Whether a folder is a store with vectors and nothing else, as :func:`write` makes it: not one with data of the user's."""
-    import zarr
-
     try:
-        store: Any = zarr.open_group(str(folder), mode="r")
+        store: Any = open_zarr(folder)
         matrices = [store[name] for name in ("X", "raw") if name in store]  # what is absent may stand there as nothing
         empty = all(matrix.attrs.get("encoding-type") == "null" for matrix in matrices) and not list(store["layers"])
         return empty and "uns/cellfm" in store
+    except InputError:  # a ValueError too
+        raise
     except (OSError, ValueError, KeyError):
         return False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cellfm_hub import sinks
-from cellfm_hub.errors import InputError, OutputError
+from cellfm_hub.errors import CellFMError, InputError, OutputError
 from cellfm_hub.jobs import in_place
 from cellfm_hub.jobs.fingerprint import Fingerprint, fingerprint
 from cellfm_hub.jobs.finished import Finished
@@ -71,7 +71,7 @@ def merge(out: str | Path, *, overwrite: bool = False, keep: bool = False) -> li
             work.note(writing=True)
             try:
                 sinks.write(out, result, source=source, folder=work.folder)
-            except BaseException:
+            except CellFMError:
                 work.note(writing=log.exists())  # what is at `out` is not ours, unless it was begun to be changed
                 raise
         shards = {journal.folder.name: sha256(journal.folder / NAME) for journal in journals}

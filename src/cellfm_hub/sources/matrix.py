@@ -101,6 +101,8 @@ class CellData:
     obs: pd.DataFrame
     matrices: dict[str, Matrix]
     origin: str
+    totals: dict[tuple[str, bool], NDArray[np.float64]] = field(default_factory=dict)
+    """Kept by :func:`~cellfm_hub.sources.some_rows.column_totals`, for all models of a run."""
 
     def __len__(self) -> int:
         return len(self.obs)

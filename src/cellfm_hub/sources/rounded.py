@@ -135,7 +135,7 @@ def recognise_totals(sample: CountMatrix) -> Rounded | None:
 
     The totals of real cells vary more than the number of genes they express. Those of normalised cells hardly vary.
     """
-    filled = sp.csr_matrix(sample, dtype=np.float64)
+    filled = sp.csr_matrix(sample, dtype=np.float64, copy=True)  # zeros are taken out of it in place
     filled.eliminate_zeros()
     filled = sp.csr_matrix(filled[np.diff(filled.indptr) > 0])
     cells = filled.shape[0]

@@ -61,11 +61,18 @@ def spread(n: int, *, all_up_to: int, stretches: int, length: int) -> list[Span]
     return [(start, start + length) for start in starts]
 
 
-def column_totals(matrix: Matrix) -> NDArray[np.float64]:
-    """Return the counts of each column, ``(n_vars,)``, in at most 4,096 rows spread over the matrix.
+def column_totals(cells: CellData, matrix: Matrix) -> NDArray[np.float64]:
+    """Return the counts of each column of a matrix of `cells`, ``(n_vars,)``, in at most 4,096 rows spread over it.
 
-    Of some rows of a matrix they are those of the whole matrix: what is decided by them is decided once per file.
+    Of some rows of a matrix they are those of the whole matrix: what is decided by them is decided once per file. They are read once, too.
     """
+    key = matrix.name, matrix.scaling is None
+    if key not in cells.totals:
+        cells.totals[key] = _column_totals(matrix)
+    return cells.totals[key]
+
+
+def _column_totals(matrix: Matrix) -> NDArray[np.float64]:
     whole: Matrix = matrix.values.whole if isinstance(matrix.values, SomeRows) else matrix
     totals = np.zeros(whole.shape[1])
     spans = spread(whole.shape[0], all_up_to=SAMPLED_ROWS, stretches=SAMPLED_ROWS // SAMPLED_TOGETHER, length=SAMPLED_TOGETHER)
