@@ -103,7 +103,7 @@ def test_published_shapes_with_every_backend(name: str, backend: Backend, monkey
     used = use_only(backend, monkeypatch)
     for precision in PRECISIONS:
         dtype = getattr(torch, precision)
-        if not can_do(backend, DEVICE, dtype, config.dim // config.heads, biased=config.alibi):
+        if not can_do(backend, DEVICE, dtype, config.dim // config.heads, biased=config.alibi, heads=config.heads):
             continue
         model.adapter.network = copy.deepcopy(weights).to(DEVICE, dtype)
         for pooling in poolings:
