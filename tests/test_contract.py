@@ -1,9 +1,13 @@
 """The contract suite over every registered family, on the portable golden checkpoints."""
 
 from dataclasses import replace
+from typing import Any
 
 import anndata as ad
+import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 
 import cellfm_hub as cf
@@ -76,6 +80,95 @@ def test_unknown_poolings_are_refused(case: Case) -> None:
     model.entry.recipes["default"] = recipe
     with pytest.raises(InputError, match="names the pooling 'median'"):
         model.encode(data)
+
+
+# Nothing the model knows: NaN and counted, in every model and at every level
+
+NOTHING = {"n": "N" * 40, "gaps": "-" * 12, "dots": "....", "codes": "RYSWKMBDHVN", "lower": "nnnnnn", "one n": "N"}
+"""Sequences without a base."""
+BASES = {"first": "ACGTTGCAACGTTGCA" * 3, "last": "NNNNA" + "GATTACAG" * 4 + "NN"}
+SEQUENCE_MODELS = [param for param in CASES if registry().find(model_of(param.values[0])).modality == "sequence"]
+CELL_MODELS = [param for param in CASES if param not in SEQUENCE_MODELS]
+
+
+def embedder(case: Case | str) -> cf.Embedder:
+    return cf.load(case, device="cpu", precision="float32") if isinstance(case, str) else load(case)
+
+
+def check_counted(model: cf.Embedder, data: Any, empty: list[int], **options: Any) -> None:
+    """Rows without anything known are NaN, the others are not, receipts count them, and on_empty="error" names the first."""
+    vectors = model.encode(data, **options)
+    assert np.flatnonzero(np.isnan(vectors).all(axis=1)).tolist() == empty
+    assert np.isfinite(np.delete(vectors, empty, axis=0)).all()
+    assert model.receipt is not None
+    assert model.receipt["n_empty"] == len(empty)
+    with pytest.raises(InputError):
+        model.encode(data, on_empty="error", **options)
+
+
+@pytest.mark.parametrize("case", [*SEQUENCE_MODELS, "demo-dna", "kmer"])
+def test_sequences_without_a_base(case: Case | str) -> None:
+    model = embedder(case)
+    data = {"first": BASES["first"], **NOTHING, "last": BASES["last"]}
+    empty = list(range(1, 1 + len(NOTHING)))
+    check_counted(model, data, empty)
+    check_counted(model, data, empty, reverse_complement="mean")
+    np.testing.assert_array_equal(model.encode(BASES), model.encode(data)[[0, -1]])
+    if not isinstance(model.adapter, TokenAdapter):
+        return
+    check_counted(model, data, empty, long="tile")
+    for pooling in model.adapter.poolings:
+        check_counted(model, data, empty, pooling=pooling)
+    assert (model.tokenize(data).lengths[empty] == 0).all()
+    tokens = model.encode(data, level="token")
+    assert (np.diff(tokens.offsets)[empty] == 0).all()
+    assert np.isfinite(tokens.values).all()
+    bases = model.encode(data, level="base")
+    for row, (name, sequence) in enumerate(data.items()):
+        assert np.isnan(bases.row(row)).all() == (name in NOTHING)
+        assert len(bases.row(row)) == len(sequence)
+    with pytest.raises(InputError, match="'n' is empty or holds no A, C, G or T"):
+        model.encode(data, level="token", on_empty="error")
+
+
+@pytest.mark.parametrize("case", [*CELL_MODELS, "demo-cell"])
+def test_cells_without_a_known_gene(case: Case | str) -> None:
+    """A cell without counts, and one whose only counts are of a gene that the model does not know."""
+    model = embedder(case)
+    source = cf.datasets.pbmc700()[:40] if isinstance(case, str) else ad.read_h5ad(case.path / "input.h5ad")
+    whole = np.flatnonzero(np.isfinite(model.encode(source)).all(axis=1))[:6]
+    x = np.zeros((len(whole) + 2, source.n_vars + 1), dtype=np.float32)
+    x[1:-1, :-1] = source[whole].X.toarray()
+    x[-1, -1] = 7
+    var = pd.concat([source.var, pd.DataFrame(index=["no such gene"])])
+    for column in var.columns:
+        var[column] = var[column].astype(object).fillna("no such gene")
+    obs = pd.concat([source.obs.iloc[whole[:1]], source.obs.iloc[whole], source.obs.iloc[whole[-1:]]])
+    obs.index = [f"cell {i}" for i in range(len(x))]
+    data = ad.AnnData(sp.csr_matrix(x), obs=obs, var=var)
+    empty = [0, len(x) - 1]
+    check_counted(model, data, empty)
+    assert isinstance(model.adapter, TokenAdapter)
+    for pooling in model.adapter.poolings:
+        check_counted(model, data, empty, pooling=pooling)
+    genes = model.encode(data, level="gene")
+    assert (np.diff(genes.offsets)[empty] == 0).all()
+    assert np.isfinite(genes.values).all()
+
+
+@pytest.mark.parametrize("name", ["pca", "hvg"])
+def test_empty_cells_of_baselines(name: str) -> None:
+    cells = cf.datasets.pbmc700()[:80].copy()
+    cells.X = sp.csr_matrix(cells.X.toarray() * (~np.isin(np.arange(80), (3, 70)))[:, None])
+    model = cf.load(name, options={"n_top_genes": 100} | ({"n_components": 5} if name == "pca" else {}))
+    check_counted(model, cells, [3, 70])
+
+
+def test_every_model_was_asked() -> None:
+    """A new adapter, baseline or not, is among those above."""
+    asked = {registry().find(model_of(param.values[0])).adapter_path for param in CASES}
+    asked |= {registry().find(name).adapter_path for name in ("demo-dna", "demo-cell", "kmer", "pca", "hvg")}
+    assert {entry.adapter_path for entry in registry().checkpoints.values() if entry.card.owner == "cellfm-hub"} == asked
 
 
 def test_every_adapter_has_a_case() -> None:

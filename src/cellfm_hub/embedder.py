@@ -38,7 +38,7 @@ from cellfm_hub.reading import GeneMatch, Prepared, Task, open_input
 from cellfm_hub.receipt import Receipt, Tally, as_text, versions
 from cellfm_hub.registry import Entry
 from cellfm_hub.request import EncodeOptions, Level, OnEmpty, Request, check_species, known_species, make_request
-from cellfm_hub.sequences import Case, Long, clean, fit_to_model, reverse_complement
+from cellfm_hub.sequences import Case, Long, clean, drop_baseless, fit_to_model, reverse_complement
 from cellfm_hub.sources.cells import CellBlock, CellData, Matrix, count_blocks
 from cellfm_hub.sources.genome import WINDOW
 from cellfm_hub.sources.sequences import SequenceBlock
@@ -170,7 +170,8 @@ class Embedder:
         seed
             For models that sample; a cell's draw depends on its content and this number alone.
         on_empty
-            What to do with a cell without any gene the model knows, or an empty sequence: ``"nan"``, a row of NaN, or ``"error"``.
+            What to do with a cell without any gene the model knows, or a sequence without any base (empty, or of N and gaps alone; with
+            ``case=as-is`` empty): ``"nan"``, a row of NaN, or ``"error"``.
             Default: NaN; but an empty string in a list, dict or Series is an error, for it is a slip rather than data.
             One vector per token or base of nothing is no vector, and no error.
         progress
@@ -465,11 +466,13 @@ class Embedder:
         adapter, tally = self.adapter, Tally()
         case: Case = getattr(self._options, "case", "upper")
         alleles = [clean(block.names, sequences, case, tally.bases) for sequences in block.alleles]
+        # As-is, letters are the original's business, and it gives unknown ones a vector.
+        known = [drop_baseless(sequences) if case == "upper" else sequences for sequences in alleles]
         if not isinstance(adapter, SequenceAdapter):
             tally.rows = len(block.names)
-            return Prepared(SequenceBlock(block.names, *alleles), block.names, tally)
+            return Prepared(SequenceBlock(block.names, *known), block.names, tally)
         parts, forward = [], []
-        for sequences in alleles:
+        for sequences in known:
             bodies = [adapter.tokenize(strand) for strand in _strands(sequences, request)]
             fitted = [
                 fit_to_model(
@@ -512,7 +515,7 @@ class Embedder:
         if len(empty) and request.on_empty == "error":
             name = names[empty[0]]
             if self.modality == "sequence":
-                msg = f"sequence {name!r} is empty; remove it, or pass on_empty='nan'"
+                msg = f"sequence {name!r} is empty or holds no A, C, G or T; remove it, or pass on_empty='nan'"
                 raise SequenceError(msg)
             msg = f"cell {name!r} holds no gene that {self.name} knows; remove it, or pass on_empty='nan'"
             raise InputError(msg)

@@ -80,6 +80,14 @@ def clean(names: Sequence[str], sequences: Sequence[str], case: Case, counts: Ba
     return out
 
 
+def drop_baseless(sequences: Sequence[str]) -> list[str]:
+    """Empty the sequences in which no letter is A, C, G or T, such as gaps of an assembly: a model knows nothing of them.
+
+    Letters are those that :func:`clean` returns for ``"upper"``.
+    """
+    return [sequence if any(base in sequence for base in "ACGT") else "" for sequence in sequences]
+
+
 def base_codes(sequences: Sequence[str], alphabet: str) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
     """Pack sequences into one array of codes: the place of each letter in `alphabet`, -1 for any other.
 
