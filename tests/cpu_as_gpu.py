@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cellfm_hub.nn import attention as hub_attention
+
 calls: Counter[str] = Counter()
 _library = torch.library.Library("aten", "IMPL")
 
@@ -119,9 +121,11 @@ def efficient(
 
 
 def pytest_configure() -> None:
-    """Register the stand-ins, in the process that was started with this plugin."""
+    """Register the stand-ins, in the process that was started with this plugin, and let the hub choose kernels as if the CPU were CUDA."""
     _library.impl("_flash_attention_forward", flash, "CPU")
     _library.impl("_efficient_attention_forward", efficient, "CPU")
+    of_device = hub_attention.preference
+    hub_attention.preference = lambda _device_type, dtype, *, biased: of_device("cuda", dtype, biased=biased)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -99,7 +99,9 @@ def test_published_shapes_with_every_backend(name: str, backend: Backend, monkey
     model.adapter.network = weights
     tokens = random_tokens(model, np.array([40, 4, 17, 8, 17]))
     poolings = {model.pooling, *({"cls"} & set(model.adapter.poolings))}  # "cls": queries of first tokens alone
-    expected = {pooling: model.run(tokens, CPU, 4096, layer=2, pooling=pooling) for pooling in poolings}
+    with monkeypatch.context() as patch:
+        use_only(BY_ROW, patch)
+        expected = {pooling: model.run(tokens, CPU, 4096, layer=2, pooling=pooling) for pooling in poolings}
     used = use_only(backend, monkeypatch)
     for precision in PRECISIONS:
         dtype = getattr(torch, precision)
@@ -140,7 +142,7 @@ def data_of(case: Case) -> Path:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", golden())
-def test_cases_against_the_cpu(case: Case, precision: str) -> None:
+def test_cases_against_the_cpu(case: Case, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every golden input: the centred error against float32 on the CPU."""
     data = data_of(case)
     if data.is_dir():
@@ -151,7 +153,9 @@ def test_cases_against_the_cpu(case: Case, precision: str) -> None:
         tokens = on_cpu.tokenize(data, long="truncate") if on_cpu.modality == "sequence" else on_cpu.tokenize(data)
     except cf.errors.CellFMError as error:
         pytest.skip(f"needs options of its own: {error}")
-    expected = on_cpu.encode_tokens(tokens)
+    with monkeypatch.context() as patch:
+        use_only(BY_ROW, patch)
+        expected = on_cpu.encode_tokens(tokens)
     there = ~np.isnan(expected).any(axis=1)
     expected = expected[there].astype(np.float64)
     model = cf.load(model_of(case), device=str(DEVICE), precision=precision, **options)  # type: ignore[arg-type]
