@@ -6,7 +6,7 @@ alone, on made-up cells. ``reading``: blocks of a compressed file. ``files``: th
 beside the procedures of the original releases as they are (``upstream.py``: their manner, our writing). Each entry of the results says
 what is timed and on how many rows.
 
-Run on an idle machine: ``python tests/benchmarks/cpu.py``, some 8 minutes; ``--smoke`` shows that everything runs, and says nothing about
+Run on an idle machine: ``python tests/benchmarks/cpu.py``, some 10 minutes; ``--smoke`` shows that everything runs, and says nothing about
 speed. ``files`` needs the founders' folder (``CELLFM_SHARED``). With the package ``datasets`` installed, Geneformer's procedure includes
 its second half. Results: ``results/cpu.json``; ``python tests/benchmarks/cpu_tables.py`` makes the README's tables of them.
 """
