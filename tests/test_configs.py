@@ -66,6 +66,34 @@ def test_values_of_configurations(entry: Entry) -> None:
             refused(lambda changed={**good, key: other}: adapter.published(changed), f"{key}=", "expected" if other is not None else "")
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("geneformer-v2-basic", "hidden_act", "silu"),
+        ("geneformer-v2-basic", "position_embedding_type", "relative_key"),
+        ("dnabert2-basic", "hidden_act", "relu"),
+        ("nt-v1-basic", "emb_layer_norm_before", True),
+    ],
+)
+def test_what_the_network_does_not_do(name: str, key: str, value: Any, tmp_path: Path) -> None:
+    """A setting that changes the vectors is followed or refused, never passed over."""
+    case, folder = Case(PORTABLE / name), tmp_path / "checkpoint"
+    shutil.copytree(case.checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    refused(lambda: load(case, folder), "config.json", f"{key}={value!r}", "expected")
+
+
+def test_geneformer_follows_the_activation(tmp_path: Path) -> None:
+    case, folder = Case(PORTABLE / "geneformer-v2-basic"), tmp_path / "checkpoint"
+    shutil.copytree(case.checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    blocks = load(case, folder).adapter.network.encoder.blocks
+    x = torch.linspace(-2, 2, 9)
+    torch.testing.assert_close(blocks[0].feed_forward.activation(x), nn.functional.gelu(x))
+
+
 @pytest.mark.parametrize("entry", FAMILIES, ids=lambda entry: entry.family)
 def test_every_setting_has_limits(entry: Entry) -> None:
     """No field of a family's configuration takes just any number."""

@@ -349,7 +349,7 @@ def test_a_summary_of_places_outside(name: str, tmp_path: Path) -> None:
             "compressors": {"name": "numcodecs.bz2", "configuration": {}},
         },
     ],
-    ids=str,
+    ids=["none", "gzip", "blosc and crc32c", "zstd in shards", "lzma", "delta and bz2"],
 )
 def test_known_codecs(codecs: dict[str, Any], tmp_path: Path) -> None:
     path = FORMATS["zarr-3"](tmp_path, golden())

@@ -4,7 +4,7 @@ T total tokens of a batch, D width.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ class Dnabert2Config:
     alibi_starting_size: Size
     layer_norm_eps: Positive = 1e-12
     type_vocab_size: Size = 2
+    hidden_act: Literal["gelu"] = "gelu"
 
 
 class Dnabert2(nn.Module):

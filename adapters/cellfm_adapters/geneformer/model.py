@@ -1,10 +1,10 @@
-"""The network of Geneformer: a plain BERT encoder (post-norm, ReLU), without its language-model head.
+"""The network of Geneformer: a plain BERT encoder (post-norm; ReLU in all that is published), without its language-model head.
 
 T total tokens of a batch, D width.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ class GeneformerConfig:
     max_position_embeddings: Size
     type_vocab_size: Size = 2
     layer_norm_eps: Positive = 1e-12
+    hidden_act: Literal["relu", "gelu"] = "relu"
+    position_embedding_type: Literal["absolute"] = "absolute"
 
 
 class Geneformer(nn.Module):
@@ -45,7 +47,7 @@ class Geneformer(nn.Module):
                 ffn_dim=config.intermediate_size,
                 norm="post",
                 norm_eps=config.layer_norm_eps,
-                activation="relu",
+                activation=config.hidden_act,
             )
         )
 

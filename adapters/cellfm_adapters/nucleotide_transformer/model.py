@@ -36,6 +36,7 @@ class NucleotideTransformerConfig:
     pad_token_id: TokenId = 1
     mask_token_id: TokenId = 2
     add_bias_fnn: bool = True
+    emb_layer_norm_before: Literal[False] = False
 
     @property
     def gated(self) -> bool:
