@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 import cellfm_hub as cf
 from cellfm_hub import sinks
 from cellfm_hub.cli import app
-from cellfm_hub.errors import OutputError, SequenceError
+from cellfm_hub.errors import InputError, OutputError, SequenceError
 from cellfm_hub.jobs import beside
 from cellfm_hub.jobs.journal import Journal, work_folder
-from file_runs import CELLS, DNA, computed, everything, stop_after, write_cells, write_fasta
+from file_runs import CELLS, DNA, computed, everything, loaded, stop_after, write_cells, write_fasta
 
 SIDE_FILES = [".ids.txt", ".receipt.json", ".rows.npz", ".qc.parquet"]
 
@@ -269,3 +269,50 @@ def test_plot(tmp_path: Path, cells: Path) -> None:
     assert refused.exit_code == 1
     assert "--overwrite" in refused.output
     assert picture.read_text() == "mine"
+
+
+def test_names_that_begin_like_ours(cells: Path, tmp_path: Path) -> None:
+    folder = work_folder(tmp_path / "x.npy")
+    folder.mkdir()
+    for name in ("part-notes.txt", "result-of-my-life", "part-000001.npz.bak", "known-genes.npy"):
+        (folder / name).write_text("mine")
+        with pytest.raises(OutputError, match="is a folder of something else"):
+            cf.embed_file(cells, "scgpt", out=tmp_path / "x.npy", **CELLS)
+        assert (folder / name).read_text() == "mine"
+        (folder / name).unlink()
+
+
+def test_a_link_to_nothing_is_not_replaced(cells: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.npy"
+    out.symlink_to(tmp_path / "not mounted" / "x.npy")
+    with pytest.raises(OutputError, match=r"is a link to .* which does not exist"):
+        cf.embed_file(cells, "scgpt", out=out, **CELLS)
+    assert out.is_symlink()
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", "in place"])
+def test_receipts_of_another_kind(cells: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`uns["cellfm"]` of the user's: said before anything is computed."""
+    adata = ad.read_h5ad(cells)
+    adata.uns["cellfm"] = "mine"
+    adata.write_h5ad(cells)
+    numbers = computed(monkeypatch)
+    with pytest.raises(OutputError, match=r"uns\['cellfm'\] of its own"):
+        cf.embed_file(cells, "scgpt", out=cells if suffix == "in place" else tmp_path / f"out{suffix}", **CELLS)
+    with pytest.raises(InputError, match=r"uns\['cellfm'\] is a str"):
+        cf.embed(adata, "scgpt", **CELLS)
+    assert numbers == []
+
+
+@pytest.mark.parametrize("line", ["[]", "5", "null", "{}", '{"part": {"a": 1}}', "[" * 100_000], ids=range(6))
+def test_a_damaged_journal(cells: Path, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands before the damage counts."""
+    out = tmp_path / "x.npy"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            cf.embed_file(cells, "scgpt", out=out, part_rows=4, **CELLS)
+    journal = work_folder(out) / "journal.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]) + line + "\n")
+    cf.embed_file(cells, "scgpt", out=out, resume=True, **CELLS)
+    np.testing.assert_allclose(np.load(out), loaded("scgpt", CELLS).encode(cells), atol=2e-6, rtol=0)

@@ -13,7 +13,7 @@ import pytest
 
 import cellfm_hub as cf
 from cellfm_hub import sinks
-from cellfm_hub.errors import InputError
+from cellfm_hub.errors import InputError, OutputError
 from cellfm_hub.jobs.finished import Finished
 from cellfm_hub.jobs.job import Job
 from cellfm_hub.jobs.journal import Journal, work_folder
@@ -231,3 +231,41 @@ def test_another_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [(work_folder(out), replace(journal.parts[n], widths=[32 + n])) for n in range(3)]
     with pytest.raises(InputError, match="of 32 and of 33 numbers"):
         sinks.write(out, Finished(journal.header, parts, {}), source=data, folder=work_folder(out))
+
+
+def test_finished_in_place_and_then_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is part of the file that it was made from: whether the rest changed, its rows tell."""
+    data = write_cells(tmp_path / "cells.h5ad", 12)
+    cf.embed_file(data, "scgpt", out=data, **CELLS)
+    numbers = computed(monkeypatch)
+    assert cf.embed_file(data, "scgpt", out=data, resume=True, **CELLS).rows == 12
+    edited = ad.read_h5ad(data)
+    edited.X = edited.X[::-1].copy()
+    edited.write_h5ad(data)
+    with pytest.raises(OutputError, match="already has obsm"):
+        cf.embed_file(data, "scgpt", out=data, resume=True, **CELLS)
+    assert numbers == []
+
+
+@pytest.mark.parametrize("name", ["x.bed", "x.vcf"])
+def test_finished_and_then_another_genome(tmp_path: Path, name: str) -> None:
+    genome, data, out = tmp_path / "g.fa", tmp_path / name, tmp_path / "out.npy"
+    data.write_text("chr1\t0\t30\nchr1\t40\t90\n" if name == "x.bed" else "chr1\t41\t.\tA\tC\n")
+    genome.write_text(f">chr1\n{'ACGTTGCA' * 20}\n")
+    cf.embed_file(data, "nt", out=out, genome=genome, **DNA)
+    os.utime(genome, (1, 1))  # touched is not changed
+    assert cf.embed_file(data, "nt", out=out, genome=genome, resume=True, **DNA).rows == 2
+    genome.write_text(f">chr1\n{'ACGTTGCC' * 20}\n" if name == "x.bed" else f">chr1\n{'ACCTTGCA' * 20}\n")
+    with pytest.raises(OutputError, match="exists; pass --overwrite"):
+        cf.embed_file(data, "nt", out=out, genome=genome, resume=True, **DNA)
+
+
+def test_shards_with_a_genome_that_was_touched(tmp_path: Path) -> None:
+    """A copy of the genome on another machine is as good."""
+    genome, data, out = tmp_path / "g.fa", tmp_path / "x.bed", tmp_path / "out.npy"
+    data.write_text("chr1\t0\t30\nchr1\t40\t90\n")
+    genome.write_text(f">chr1\n{'ACGTTGCA' * 20}\n")
+    for i in (1, 2):
+        cf.embed_file(data, "nt", out=out, genome=genome, shard=(i, 2), **DNA)
+        os.utime(genome, (i, i))
+    assert cf.merge(out)[0].rows == 2

@@ -450,3 +450,22 @@ def test_bad_variants(tmp_path: Path, line: str, says: list[str]) -> None:
 
 def test_reverse_complement_of_a_soft_mask() -> None:
     assert reverse_complement("ACgtn") == "nacGT"
+
+
+@pytest.mark.parametrize("alternatives", ["", "T,", ",T"])
+def test_an_allele_of_nothing(alternatives: str, tmp_path: Path) -> None:
+    genome = write(tmp_path / "g.fa", f">chr1\n{'ACGTTGCA' * 20}\n")
+    vcf = write(tmp_path / "x.vcf", f"chr1\t10\trs1\tC\t{alternatives}\t.\n")
+    with Genome(genome) as opened, pytest.raises(errors.SequenceError, match="ALT '' is not a sequence of bases"):
+        list(read_vcf(vcf, opened, 20))
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "٣"])
+def test_places_that_are_no_numbers(digits: str, tmp_path: Path) -> None:
+    genome = write(tmp_path / "g.fa", f">chr1\n{'ACGTTGCA' * 20}\n")
+    bed = write(tmp_path / "x.bed", f"chr1\t1\t{digits}\n")
+    vcf = write(tmp_path / "x.vcf", f"chr1\t{digits}\trs1\tC\tT\t.\n")
+    with Genome(genome) as opened:
+        for read in (lambda: read_bed(bed, opened), lambda: read_vcf(vcf, opened, 20)):
+            with pytest.raises(errors.SequenceError, match=r"is not (BED|VCF)"):
+                list(read())

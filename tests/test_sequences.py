@@ -358,3 +358,9 @@ def test_counts(name: str, case: str, unknown: int) -> None:
     assert receipt["bases_unknown"] == unknown
     assert receipt["bases_ambiguous"] == (4 if case == "upper" else 8)
     assert receipt["bases_truncated"] == 0
+
+
+@pytest.mark.parametrize("letter", ["ß", "ı", "ﬀ", "ſ"])
+def test_letters_that_become_others_in_upper_case(letter: str) -> None:
+    with pytest.raises(errors.SequenceError, match=f"'{letter}' at position 3"):
+        cf.embed([f"AC{letter}GT"], "kmer")

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import cellfm_hub as cf
 from cellfm_hub.embedder import Embedder
@@ -252,3 +253,19 @@ def test_what_cannot_be_written(tmp_path: Path, error: Exception, says: str, not
         cf.embed_file(data, "scgpt", out=out, **CELLS)
     assert says in str(caught.value)
     assert not_says not in str(caught.value)
+
+
+def test_rows_of_another_model_are_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two results put together, the second made with other weights: its rows are computed again."""
+    data, out = write_cells(tmp_path / "cells.h5ad", 12), tmp_path / "out.h5ad"
+    other = tmp_path / "checkpoint"
+    shutil.copytree(CELLS["checkpoint"], other)
+    weights = torch.load(other / "best_model.pt", weights_only=True)  # noqa: TID251, written by a test
+    torch.save({name: 1.1 * tensor for name, tensor in weights.items()}, other / "best_model.pt")
+    of_both = []
+    for checkpoint in (CELLS["checkpoint"], other):
+        cf.embed_file(data, "scgpt", out=out, overwrite=True, **CELLS | {"checkpoint": checkpoint})
+        of_both.append(ad.read_h5ad(out))
+    ad.concat([of_both[0][:6], of_both[1][6:]], merge="first", uns_merge="first").write_h5ad(out)
+    names = embedded(monkeypatch)
+    assert_updated(data, out, names, [f"cell-{i}" for i in range(6, 12)])

@@ -168,3 +168,16 @@ def test_data_and_result_inside_each_other(tmp_path: Path) -> None:
     assert inner.exists()
     with pytest.raises(OutputError, match="inside the input"):
         cf.embed_file(store, "pca", out=store / "x.h5ad", **{k: v for k, v in CELLS.items() if k != "checkpoint"})
+
+
+@pytest.mark.parametrize("key", [".", "..", "a/b", "a\0b", "a\nb"])
+def test_keys_that_no_file_can_hold(tmp_path: Path, key: str) -> None:
+    data = write_cells(tmp_path / "cells.h5ad", 4)
+    with pytest.raises(InputError, match="key_added="):
+        cf.embed_file(data, "scgpt", out=tmp_path / "out.h5ad", key_added=key, **CELLS)
+
+
+@pytest.mark.parametrize("out", ["", ".", "/", "x.csv"])
+def test_names_that_are_no_result(tmp_path: Path, out: str) -> None:
+    with pytest.raises(OutputError, match="results are written as"):
+        cf.embed_file(write_cells(tmp_path / "cells.h5ad", 4), "scgpt", out=out, **CELLS)

@@ -279,6 +279,9 @@ def embed(
         genome=genome,
         window=window,
     )
+    if is_anndata and not isinstance(receipts := data.uns.get("cellfm", {}), Mapping):
+        msg = f"adata.uns['cellfm'] is a {type(receipts).__name__}; the receipt goes there, into a dict: rename what is there"
+        raise InputError(msg)
     entry = registry().find(model)
     check_switches(entry, options)
     check_suits(data, model, entry, **encode)

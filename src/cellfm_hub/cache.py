@@ -240,7 +240,8 @@ def unbundle(archive: Path) -> list[str]:
         If a file is not what it is said to be.
     """
     if not archive.is_file():
-        msg = f"{archive} does not exist; expected an archive made by 'cellfm bundle'"
+        what = "is not a file" if archive.exists() else "does not exist"
+        msg = f"{archive} {what}; expected an archive made by 'cellfm bundle'"
         raise InputError(msg)
     with safe_files.Archive(archive) as tar:
         claims = _claims(tar, archive)

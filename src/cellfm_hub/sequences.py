@@ -15,6 +15,7 @@ Long = Literal["error", "truncate", "tile"]
 
 NUCLEOTIDES = "ACGTUNRYSWKMBDHV-."
 """IUPAC codes of nucleotides, and gaps."""
+_LETTERS = NUCLEOTIDES + NUCLEOTIDES.lower()
 
 _COMPLEMENT = str.maketrans("ACGTUNRYSWKMBDHVacgtunryswkmbdhv", "TGCAANYRSWMKVHDBtgcaanyrswmkvhdb")
 
@@ -64,12 +65,13 @@ def clean(names: Sequence[str], sequences: Sequence[str], case: Case, counts: Ba
     """
     out = []
     for name, sequence in zip(names, sequences, strict=True):
-        upper = sequence.upper()
-        if foreign := set(upper).difference(NUCLEOTIDES):
-            at = min(upper.index(letter) for letter in foreign)
+        # Before they are upper-cased: there are letters of which that makes several others.
+        if foreign := set(sequence).difference(_LETTERS):
+            at = min(sequence.index(letter) for letter in foreign)
             msg = f"sequence {name!r} holds {sequence[at]!r} at position {at + 1}; expected nucleotides (A C G T U N, IUPAC codes, gaps)."
             msg += " Proteins, spaces and other symbols cannot be embedded"
             raise SequenceError(msg)
+        upper = sequence.upper()
         converted = upper.replace("U", "T") if case == "upper" else sequence
         counts.bases += len(sequence)
         if case == "upper":

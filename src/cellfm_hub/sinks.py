@@ -36,6 +36,13 @@ MOST_CONTENT_IN_PARQUET = 1_000_000
 reader, too long."""
 
 
+def check_suffix(out: Path) -> None:
+    """Raise an OutputError if a name is none of a result."""
+    if out.suffix not in SUFFIXES:
+        msg = f"{out}: results are written as {', '.join(SUFFIXES)}; choose one of these suffixes"
+        raise OutputError(msg)
+
+
 def check_output(
     out: Path, *, source: Path, keys: Sequence[str], overwrite: bool, per_token: bool = False, columns: Sequence[str] = ()
 ) -> None:
@@ -63,9 +70,7 @@ def check_output(
     InputError
         If `out` or `source` is an HDF5 file that cannot be read, or is refused.
     """
-    if out.suffix not in SUFFIXES:
-        msg = f"{out}: results are written as {', '.join(SUFFIXES)}; choose one of these suffixes"
-        raise OutputError(msg)
+    check_suffix(out)
     if per_token and out.suffix != ".parquet":
         msg = f"{out}: one vector per gene, token or base makes a table of its own; choose a name that ends in .parquet with -o"
         raise OutputError(msg)
@@ -86,6 +91,8 @@ def check_output(
         msg = f"{source} was written by an AnnData before 0.7, whose files cannot take a result; choose .zarr, .parquet or .npy with -o,"
         msg += " or write it anew with anndata.read_h5ad and write_h5ad"
         raise OutputError(msg)
+    if out.suffix == ".h5ad":
+        _check_receipts(source)
     if len(keys) > 1 and out.suffix not in (".h5ad", ".zarr"):
         msg = f"{out}: the vectors of several models go into one .h5ad or .zarr; choose such a name with -o, or one model at a time"
         raise OutputError(msg)
@@ -99,6 +106,9 @@ def check_output(
             if there and not overwrite:
                 msg = f"{out} already has {there[0]}; pass --overwrite to replace it, or another name with --key-added"
                 raise OutputError(msg)
+    elif out.is_symlink() and not out.exists():
+        msg = f"{out} is a link to {out.readlink()}, which does not exist; make that, remove the link, or choose another name with -o"
+        raise OutputError(msg)
     elif out.exists() and not overwrite:
         msg = f"{out} exists; pass --overwrite to replace it, or choose another name with -o"
         raise OutputError(msg)
@@ -195,6 +205,17 @@ def _is_legacy(source: Path) -> bool:
         return False
     with open_hdf5(source) as file:
         return isinstance(file.get("obs"), h5py.Dataset)
+
+
+def _check_receipts(source: Path) -> None:
+    """See that the receipts can stand beside what the data hold already."""
+    if source.suffix != ".h5ad" or not h5py.is_hdf5(source):
+        return
+    with reading(source), open_hdf5(source) as file:
+        if isinstance(file.get("uns/cellfm"), h5py.Dataset):
+            msg = f"{source} has uns['cellfm'] of its own, which is no dict of receipts; rename that,"
+            msg += " or choose .zarr, .parquet or .npy with -o"
+            raise OutputError(msg)
 
 
 def _is_result(folder: Path) -> bool:

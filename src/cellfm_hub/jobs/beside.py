@@ -53,6 +53,6 @@ def _named(out: Path) -> set[str]:
     """Return the suffixes of the files that the receipt of `out` names, if there is one."""
     try:
         receipt = json.loads(out.with_suffix(RECEIPT).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return set()
     return set(str(receipt.get("beside", "")).split()) if isinstance(receipt, dict) else set()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cellfm_hub.blocks import TokenBlock, Vectors
 from cellfm_hub.kernels import compiled
 from cellfm_hub.reading import Prepared
+from cellfm_hub.receipt import Receipt
 from cellfm_hub.seeding import splitmix64
 from cellfm_hub.sources.cells import CellBlock
 from cellfm_hub.sources.sequences import SequenceBlock
@@ -74,9 +75,23 @@ def _hash_vectors(bits: NDArray[np.uint32], out: NDArray[np.uint64]) -> None:
         out[row] = state
 
 
-def row_facts(content: Content, vectors: Vectors) -> RowFacts:
+def made_by(content: Content, receipt: Receipt) -> Content:
+    """Mix what decides about a model's vectors, beside the row, into the content of rows; doing so again takes it out.
+
+    So rows that stem from another model's result, put together with these, are told from them.
+    """
+    decisive = [receipt.get(name) for name in _DECISIVE]
+    model = hashlib.sha256(json.dumps(decisive, default=str).encode()).digest()
+    mixed: Content = content ^ np.frombuffer(model[:16], dtype="<u8")
+    return mixed
+
+
+_DECISIVE = ("family", "weights_sha256", "options", "level", "pooling", "normalize", "output_layer", "precision")
+
+
+def row_facts(content: Content, vectors: Vectors, receipt: Receipt) -> RowFacts:
     """Say of each row what its vector was made from, and which vector that was."""
-    return np.column_stack([content, vector_hashes(vectors)])
+    return np.column_stack([made_by(content, receipt), vector_hashes(vectors)])
 
 
 def digest(blocks: Sequence[Sequence[Prepared]], contents: Sequence[Sequence[Content | None]]) -> str:

@@ -17,6 +17,13 @@ from cellfm_hub.jobs.journal import Part
 from cellfm_hub.qc import CellQuality
 from cellfm_hub.receipt import Receipt, Tally
 
+
+def fingerprints(header: Mapping[str, Any]) -> Receipt:
+    """Return what tells the files that a result was made from, as its receipts have it."""
+    found: Receipt = {"input_fingerprint": header["input"]["sha256"]}
+    return found if header["genome"] is None else found | {"genome_fingerprint": header["genome"]["sha256"]}
+
+
 SLICE = 8192
 """Rows of a fitted model's vectors that are passed on at a time."""
 
@@ -52,6 +59,7 @@ class Finished:
         self.qc: bool = header["qc"]
         """Whether what the models saw of each cell is to be written too."""
         self.models = [self._model(header, i) for i in range(len(header["models"]))]
+        self._asked: list[Receipt] = [about["receipt"] for about in header["models"]]
         if header["out"] == ".npy":
             self.models[0].receipt["beside"] = " ".join(self.beside())
 
@@ -64,7 +72,7 @@ class Finished:
         tally.cells = self.cells(place)
         precisions = dict.fromkeys(precision for part in of_model for precision in part.precisions[at].split("+"))
         receipt = about["receipt"] | {"precision": "+".join(precisions)} | tally.receipt() | header["versions"]
-        receipt["input_fingerprint"] = header["input"]["sha256"]
+        receipt |= fingerprints(header)
         return Model(about["key"], receipt, of_model[0].widths[at] if of_model else 0, tally)
 
     @property
@@ -140,7 +148,8 @@ class Finished:
         """Give what each vector of a model was made from, in the same pieces; ``None`` where the model does not say."""
         if place in self._fitted or self.per_token or not self._parts or self._content(place, 0) is None:
             return None
-        return (row_facts(self._content(place, i), vectors) for i, vectors in enumerate(self.vectors(place)))  # type: ignore[arg-type]
+        receipt = self._asked[place]
+        return (row_facts(self._content(place, i), vectors, receipt) for i, vectors in enumerate(self.vectors(place)))  # type: ignore[arg-type]
 
     def _content(self, place: int, number: int) -> Content | None:
         folder, part = self._parts[number]

@@ -1,6 +1,6 @@
 """One process's share of a run: models loaded, data open, parts computed and written on demand."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -152,6 +152,11 @@ class Job:
                 else:
                     yield Done(rows.wanted, self._compute(rows))
 
+    def contents(self) -> Iterator[list[Content | None]]:
+        """Read all rows, without computing anything: what each model would see of them, a block at a time."""
+        assert isinstance(self.source, CellInput)
+        return map(_contents, self.source.blocks())
+
     def _read(self, wanted: Iterable[Wanted]) -> Generator[_Rows]:
         for want in wanted:
             try:
@@ -165,7 +170,7 @@ class Job:
             if read is None:
                 yield _Rows(want, [], [], "", self.source.parts(self.spec.part_rows, self.share))
                 continue
-            contents = [[token_content(p.block) if isinstance(p.block, TokenBlock) else None for p in block] for block in read]
+            contents = [_contents(block) for block in read]
             found = digest(read, contents)
             if want.strict and found != want.content:
                 msg = f"{self.spec.data} changed since the run began, in the rows of part {want.number}; pass --overwrite to begin anew"
@@ -248,6 +253,10 @@ class Job:
             file = self.spec.folder / f"fitted-{i}.npz"
             sha256 = files.write_vectors(file, names, [vectors], [None], [tally.cells])
             yield Part(i, file.name, sha256, len(names), "", [tally.as_json()], [vectors.shape[1]], [task.model.precision])
+
+
+def _contents(block: Sequence[Prepared]) -> list[Content | None]:
+    return [token_content(prepared.block) if isinstance(prepared.block, TokenBlock) else None for prepared in block]
 
 
 def _finish_some(task: Task, prepared: Prepared, index: NDArray[np.int64] | None) -> Vectors:

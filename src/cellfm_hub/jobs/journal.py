@@ -28,7 +28,11 @@ from cellfm_hub.jobs.durable import sync, sync_folder
 
 NAME = "journal.jsonl"
 
-_OURS = re.compile(r"lock|journal\.jsonl|redo\.npz.*|(part|fitted|known|result|replaced)\b.*")
+_OURS = re.compile(
+    r"lock|journal\.jsonl"
+    r"|(redo\.npz|part-\d{6}\.(npz|parquet)|fitted-\d+\.npz|known-(content-|rows-)?\d+\.npy)(\.\d+\.tmp)?"
+    r"|(result|replaced)(\.(h5ad|zarr|parquet|npy|ids\.txt|receipt\.json|rows\.npz|qc\.parquet))?"
+)
 """Names of all that is ever put into a work folder; what else is there is somebody else's and is left alone."""
 
 
@@ -173,14 +177,13 @@ class Journal:
             return
         content, good = path.read_bytes(), 0
         for line in content.splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
             if not line.endswith(b"\n"):
                 break
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # damaged: what follows may rest on it
+                break
             good += len(line)
-            self._apply(entry)
         if good < len(content):  # cut short by a crash: what follows must begin on a line of its own
             os.truncate(path, good)
 

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from cellfm_hub.blocks import Vectors
 from cellfm_hub.errors import OutputError
-from cellfm_hub.jobs.content import Content, RowFacts, vector_hashes
+from cellfm_hub.jobs.content import Content, RowFacts, made_by, vector_hashes
 from cellfm_hub.jobs.durable import durably
 from cellfm_hub.jobs.stored import Stored
+from cellfm_hub.receipt import Receipt
 
 logger = logging.getLogger("cellfm_hub")
 
@@ -48,11 +49,11 @@ class Known:
         return out
 
 
-def keep(folder: Path, place: int, stored: Stored) -> None:
+def keep(folder: Path, place: int, stored: Stored, receipt: Receipt) -> None:
     """Copy vectors of an earlier result, whatever its format, to where :class:`Known` reads them.
 
     A vector is known by its hash, wherever it stands now: rows may have been taken out, shuffled or put together since. One that was
-    changed is not used.
+    changed, or that another model made than the one of this `receipt`, is not used.
 
     Raises
     ------
@@ -76,6 +77,7 @@ def keep(folder: Path, place: int, stored: Stored) -> None:
             "%d of %d vectors in %s are not those that were written there; they are computed again", changed, len(there), stored.path
         )
     content, rows = _found(stored.facts, there)
+    content = made_by(content, receipt)
     for name, array in (("content", content), ("rows", rows)):
         with durably(folder / f"known-{name}-{place}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, array)

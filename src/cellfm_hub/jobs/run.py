@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
+import numpy as np
+
 from cellfm_hub import sinks
 from cellfm_hub._progress import progress_bar
 from cellfm_hub.api import default_key
 from cellfm_hub.engine.device import Precision, choose_devices
 from cellfm_hub.errors import CellFMError, InputError, OutputError, UsageError, cannot_write
 from cellfm_hub.jobs import in_place, known
+from cellfm_hub.jobs.content import made_by
 from cellfm_hub.jobs.fingerprint import Fingerprint, fingerprint, stamp
-from cellfm_hub.jobs.finished import Finished
+from cellfm_hub.jobs.finished import Finished, fingerprints
 from cellfm_hub.jobs.job import PART_ROWS, Done, Job, ModelSpec, Spec, Wanted, open_job
 from cellfm_hub.jobs.journal import Journal, Part, work_folder
 from cellfm_hub.jobs.parts import sha256
@@ -194,6 +197,7 @@ def embed_file(
         msg = "qc says what a model saw of each cell; leave it out for sequences and for one vector per gene"
         raise UsageError(msg)
     path, out = Path(path), Path(out)
+    sinks.check_suffix(out)
     if not path.exists():
         msg = f"{path} does not exist; give the path of a file with cells or sequences"
         raise InputError(msg)
@@ -257,8 +261,8 @@ def _models(names: Sequence[str], *, several: bool, **per_model: Any) -> tuple[M
                 dict(own["options"] or {}),
             )
         )
-    if slashed := next((model.key for model in found if "/" in model.key), None):
-        msg = f"key_added={slashed!r}: a key may hold no '/', which files take for a folder; choose another"
+    if wrong := next((model.key for model in found if "/" in model.key or model.key.strip(".") == "" or not model.key.isprintable()), None):
+        msg = f"key_added={wrong!r}: no name that files can hold; choose one without '/', of letters, digits and signs"
         raise InputError(msg)
     keys = [model.key for model in found]
     if len(set(keys)) < len(keys):
@@ -323,7 +327,7 @@ class Run:
                     self._require_same(journal, header)
                     return self._end(journal)
                 if self.resume and journal.header is None and there and not replacing:
-                    complete = self._complete(header)
+                    complete = self._complete(header, computing)
                     if complete is not None:
                         return complete
                     self._check_output(overwrite=False)
@@ -397,7 +401,7 @@ class Run:
         return about | {
             "part_rows": self.spec.part_rows,
             "input": asdict(self.input),
-            "genome": None if genome is None else asdict(fingerprint(Path(genome))),
+            "genome": None if genome is None else _by_content(fingerprint(Path(genome))),
             "versions": versions(),
             "data": str(self.spec.data.resolve()),
             "out": self.out.suffix,
@@ -407,12 +411,12 @@ class Run:
             "qc": self.spec.qc,
         }
 
-    def _complete(self, header: Mapping[str, Any]) -> list[Summary] | None:
+    def _complete(self, header: Mapping[str, Any], computing: Job | Workers) -> list[Summary] | None:
         """Return what is there already, if it is what was asked for."""
-        summaries = []
+        summaries, every = [], list[Stored]()
         for model in header["models"]:
             stored = read_stored(self.out, model["key"])
-            expected = {**model["receipt"], **header["versions"], "input_fingerprint": header["input"]["sha256"]}
+            expected = {**model["receipt"], **header["versions"], **fingerprints(header)}
             for name in ("weights", "attention", *(["input_fingerprint"] if self.in_place else [])):
                 expected.pop(name, None)
             if stored is None or any(stored.receipt.get(name) != value for name, value in expected.items()):
@@ -420,7 +424,24 @@ class Run:
             if not self.per_token and stored.rows != stored.receipt.get("n_rows"):  # some were taken out of it
                 return None
             summaries.append(Summary(self.out, model["key"], int(stored.receipt.get("n_rows", stored.rows)), stored.width, stored.receipt))
-        return summaries
+            every.append(stored)
+        # The result changed the file that it was made from: whether the rest is as it was, the rows tell.
+        return summaries if not self.in_place or self._same_rows(header, every, computing) else None
+
+    def _same_rows(self, header: Mapping[str, Any], every: Sequence[Stored], computing: Job | Workers) -> bool:
+        """Whether the rows of the data are, in order, those that stored vectors were made from."""
+        if not isinstance(computing, Job):
+            with open_job(self.spec, "cpu") as job:
+                return self._same_rows(header, every, job)
+        start = 0
+        for contents in computing.contents():
+            for model, stored, content in zip(header["models"], every, contents, strict=True):
+                if content is None or stored.facts is None:
+                    return False
+                if not np.array_equal(made_by(content, model["receipt"]), stored.facts[start : start + len(content), :2]):
+                    return False
+            start += len(contents[0])  # type: ignore[arg-type]
+        return all(stored.facts is not None and len(stored.facts) == start for stored in every)
 
     def _begin(self, journal: Journal, header: dict[str, Any]) -> "_Pending":
         """Compare with the run to be resumed, or begin a new one; return the parts that are missing."""
@@ -478,7 +499,7 @@ class Run:
                 msg = f"{self.out} cannot be updated, it was made with other options: {'; '.join(wrong[:3])}; give the same,"
                 msg += " or leave out --update and pass --overwrite to compute it anew"
                 raise OutputError(msg)
-            known.keep(self.spec.folder, place, stored)
+            known.keep(self.spec.folder, place, stored, model["receipt"])
 
     def _pending(self, journal: Journal, check: Mapping[int, Wanted]) -> "_Pending":
         assert journal.header is not None
@@ -655,6 +676,11 @@ def _told(journal: Journal) -> str:
 
 def _named(shard: Shard | None) -> str:
     return "the run" if shard is None else f"shard {shard[0]} of {shard[1]}"
+
+
+def _by_content(found: Fingerprint) -> dict[str, Any]:
+    """Return what identifies a file: a copy is as good, but of a large one not every byte was hashed."""
+    return {"size": found.size, "sha256": found.sha256} | ({} if found.whole else {"mtime_ns": found.mtime_ns})
 
 
 def _whole(folder: Path, part: Part) -> bool:

@@ -15,6 +15,8 @@ WINDOW = 512
 """Bases around a variant, where nothing else is asked for."""
 
 _BASES = re.compile("[ACGTNacgtn]+")
+_PLACE = re.compile("[0-9]{1,18}")
+"""A position; no genome is longer."""
 
 
 class Genome:
@@ -109,7 +111,7 @@ def read_bed(path: Path, genome: Genome) -> Iterator[tuple[str, str]]:
     for number, line in _bed_lines(path):
         where = f"{path} line {number}"
         fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) < 3 or not fields[1].strip().isdecimal() or not fields[2].strip().isdecimal():
+        if len(fields) < 3 or not _PLACE.fullmatch(fields[1].strip()) or not _PLACE.fullmatch(fields[2].strip()):
             msg = f"{where}: {line[:60]!r} is not BED; expected chromosome, start and end, and optionally name, score and strand"
             raise SequenceError(msg)
         chromosome, start, end = fields[0], int(fields[1]), int(fields[2])
@@ -143,12 +145,12 @@ def read_vcf(path: Path, genome: Genome, window: int) -> Iterator[tuple[str, str
     for number, line in _vcf_lines(path):
         where = f"{path} line {number}"
         fields = line.split("\t", 5)
-        if len(fields) < 5 or not fields[1].isdecimal() or not _BASES.fullmatch(fields[3]):
+        if len(fields) < 5 or not _PLACE.fullmatch(fields[1]) or not _BASES.fullmatch(fields[3]):
             msg = f"{where}: {line[:60]!r} is not VCF; expected CHROM, POS, ID, REF and ALT, separated by tabs"
             raise SequenceError(msg)
         chromosome, position, identifier, reference = fields[0], int(fields[1]), fields[2], fields[3]
         alternatives = fields[4].strip().split(",")
-        if wrong := next((allele for allele in alternatives if not _BASES.fullmatch(allele)), None):
+        if (wrong := next((allele for allele in alternatives if not _BASES.fullmatch(allele)), None)) is not None:
             msg = f"{where}: ALT {wrong[:30]!r} is not a sequence of bases; keep those that are, with: bcftools view -v snps,indels,mnps"
             raise SequenceError(msg)
         if len(reference) > window:
