@@ -11,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -325,3 +326,34 @@ def test_damaged_h5ad(tmp_path: Path) -> None:
     path = tmp_path / "cells.h5ad"
     path.write_bytes(b"not HDF5")
     assert_refused(lambda: load().encode(path), errors.InputError, str(path), ".h5ad")
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i4", np.longdouble])
+def test_numbers_of_other_machines(adata: ad.AnnData, dtype: Any) -> None:
+    """Another order of bytes, or more of them: the same counts. Sparse, scipy can do nothing with the former."""
+    expected = load().encode(adata)
+    adata.X = adata.X.toarray().astype(dtype)
+    np.testing.assert_array_equal(load().encode(adata), expected)
+    adata.X = sp.csr_matrix(adata.X.astype(np.float32))
+    adata.X.data = adata.X.data.astype(dtype)
+    if np.dtype(dtype).isnative:
+        np.testing.assert_array_equal(load().encode(adata), expected)
+    else:
+        with pytest.raises(errors.InputError, match="byte order of another machine"):
+            load().encode(adata)
+
+
+def test_objects_are_no_numbers(adata: ad.AnnData) -> None:
+    adata.X = adata.X.toarray().astype(object)
+    with pytest.raises(errors.InputError, match="X of the AnnData object holds values of the type object; expected numbers"):
+        load().encode(adata)
+
+
+def test_a_table_without_names_of_cells(adata: ad.AnnData, tmp_path: Path) -> None:
+    """Its first column of counts would be lost."""
+    adata.var_names = adata.var["ensembl_id"]
+    adata.to_df().astype(int).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(errors.InputError, match="seems to have no column with the names of cells"):
+        load().encode(tmp_path / "x.csv")
+    adata.to_df().astype(int).reset_index(drop=True).to_csv(tmp_path / "x.csv")  # numbers are names as good as others
+    np.testing.assert_allclose(load().encode(tmp_path / "x.csv"), load().encode(adata), atol=2e-6, rtol=0)

@@ -18,7 +18,7 @@ import cellfm_hub as cf
 from cellfm_hub import errors, lock
 from cellfm_hub.cli import app
 from cellfm_hub.genes import GeneMap, choose_gene_ids, fetch_history, guess_species, history, make_tables, resolve, systems_of, tables
-from cellfm_hub.genes.identifiers import identifier_columns, main_system
+from cellfm_hub.genes.identifiers import are_genes, identifier_columns, main_system, other_features
 from cellfm_hub.genes.names import name_book
 from golden_cases import DATA, LARGE, PORTABLE
 from weights_server import Behaviour, Server, serve
@@ -413,6 +413,19 @@ def test_features_that_are_no_genes(caplog: pytest.LogCaptureFixture) -> None:
     assert model.receipt["features_left_out"] == "3 Antibody Capture"
     assert "features that are no genes are left out: 3 Antibody Capture" in caplog.text
     assert identifier_columns(var)["feature_name"][-3:] == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    "kinds", [("gene expression", "antibody capture"), ("GEX", "ADT"), ("rna", "protein"), (np.nan, "Antibody Capture")]
+)
+@pytest.mark.parametrize("column", ["feature_types", "feature_type"])
+def test_features_by_other_words(kinds: tuple[object, str], column: str) -> None:
+    """What is not named is a gene; where all is something else, nothing is."""
+    var = pd.DataFrame({column: [kinds[0]] * 3 + [kinds[1]] * 2})
+    assert are_genes(var).tolist() == [True] * 3 + [False] * 2
+    assert other_features(var) == f"2 {kinds[1]}"
+    assert not are_genes(var[3:]).any()
+    assert are_genes(var[[]]).all()
 
 
 # Spellings

@@ -151,7 +151,9 @@ def choose_gene_ids(
             _resolved(name, ids, match, book, plain_ids, orthologs=orthologs, together=True) for name, ids in _others(var, columns) if plain
         ]
         fitting = [r for r in (*found, *others) if r is not None and Coverage.measure(r.genes, weights).is_enough]
-        examples = {name: ids[:3] for name, ids in columns.items()} | {best.column: _unknown(best, None)[:3]}
+        examples = {name: ids[:3] for name, ids in columns.items()}
+        if unknown := _unknown(best, None):
+            examples[best.column] = unknown[:3]
         raise GeneCoverageError(_too_few(known, columns, examples, fitting, model, book))
     return best.label, _described(best, next((r for r in found if r.column == best.column), None), weights)
 

@@ -58,21 +58,30 @@ def in_words(system: str) -> str:
     return _WORDS[system]
 
 
-GENE_FEATURES = "Gene Expression"
-"""What Cell Ranger calls genes in ``var["feature_types"]``: antibodies, guides and peaks are none, whatever they are named after."""
+_OTHER_FEATURES = frozenset(
+    {
+        "antibody capture", "antibody", "adt", "protein", "proteins", "antigen capture", "hto", "hashtag", "multiplexing capture",
+        "crispr guide capture", "guide", "grna", "sgrna", "peaks", "peak", "atac", "chromatin accessibility", "custom", "vdj",
+    }
+)  # fmt: skip
+"""What features that are no genes are called, by Cell Ranger and others, whatever each is named after."""
 
 
 def are_genes(var: pd.DataFrame) -> NDArray[np.bool_]:
-    """Say which features are genes; all of them, where the annotation does not tell."""
-    kinds = var["feature_types"].astype(str).to_numpy() if "feature_types" in var else np.empty(0, dtype=str)
-    genes: NDArray[np.bool_] = kinds == GENE_FEATURES
-    return genes if genes.any() else np.ones(len(var), dtype=bool)
+    """Say which features are genes: all but those of which the annotation says that they are something else."""
+    kinds = _feature_types(var)
+    return np.ones(len(var), dtype=bool) if kinds is None else ~kinds.str.strip().str.lower().isin(_OTHER_FEATURES).to_numpy()
+
+
+def _feature_types(var: pd.DataFrame) -> "pd.Series[str] | None":
+    column = next((name for name in ("feature_types", "feature_type") if name in var), None)
+    return None if column is None else var[column].astype(str)
 
 
 def other_features(var: pd.DataFrame) -> str:
     """Count the features that are no genes, by kind; an empty string if there are none."""
-    others = ~are_genes(var)
-    counts = Counter(var["feature_types"].astype(str)[others].tolist()) if others.any() else Counter[str]()
+    others, kinds = ~are_genes(var), _feature_types(var)
+    counts = Counter(kinds[others].tolist()) if kinds is not None else Counter[str]()
     return ", ".join(f"{number:,} {kind}" for kind, number in counts.most_common())
 
 

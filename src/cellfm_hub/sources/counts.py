@@ -423,12 +423,12 @@ def _some(names: pd.Index) -> str:
 
 
 def _say_rivals(found: _Look, candidates: list[Matrix], data: CellData) -> Matrix:
-    """Say that ``X`` or ``raw.X`` holds other counts than the layer that is taken, unless its name says that it holds the raw ones."""
+    """Say that ``X`` or ``raw.X`` holds other counts than the matrix that is taken, unless its name says that it holds the raw ones."""
     matrix = found.matrix
-    if not matrix.name.startswith("layers[") or _layer_name(matrix.name).lower() in _COUNT_NAMES:
+    if matrix.name.startswith("layers[") and _layer_name(matrix.name).lower() in _COUNT_NAMES:
         return matrix
     for rival in candidates:
-        if rival.name in ("raw.X", "X") and rival.shape == matrix.shape:
+        if rival.name in ("raw.X", "X") and rival.name != matrix.name and rival.shape == matrix.shape:
             other = _look(rival, data, "counts")
             if other.fits and abs(other.sample.counts - found.sample.counts).max() > 0:
                 note = f"{matrix.name} is taken for raw counts, but {rival.name} holds whole numbers too, and others; choose with layer="

@@ -70,15 +70,29 @@ class Matrix:
             If the file turns out to be damaged.
         """
         with reading(self.origin):
+            if sp.issparse(self.values) and not self.values.dtype.isnative:  # scipy cannot even slice it
+                msg = f"{self.name} of the AnnData object holds numbers in the byte order of another machine ({self.values.dtype});"
+                msg += " turn them first: X.data = X.data.astype('float32')"
+                raise InputError(msg)
             if sp.issparse(self.values) or hasattr(self.values, "format"):  # sparse, in memory or on disk
                 pieces = [self.values[start:stop]]
             else:
                 step = max(1, _DENSE_VALUES // max(self.shape[1], 1))
                 step -= step % 64 if step > 64 else 0  # whole chunks, as files usually have them
                 pieces = [self.values[i : min(i + step, stop)] for i in range(start, stop, step)]
-            blocks = [_as_csr(piece) for piece in pieces]
+            blocks = [_as_csr(self._numbers(piece)) for piece in pieces]
         block = blocks[0] if len(blocks) == 1 else sp.csr_matrix(sp.vstack(blocks, format="csr"))
         return self._checked(block, stop - start)
+
+    def _numbers(self, piece: Any) -> Any:
+        """Refuse what holds no numbers; bring others to the machine's own order of bytes."""
+        if piece.dtype.kind in "OSUV":
+            msg = f"{self.name} of {self.origin or 'the AnnData object'} holds values of the type {piece.dtype}; expected numbers:"
+            msg += " turn them, for example with .astype('float32')"
+            raise InputError(msg)
+        if piece.dtype == np.longdouble and piece.dtype.itemsize > 8:
+            return piece.astype(np.float64)
+        return piece if piece.dtype.isnative else piece.astype(piece.dtype.newbyteorder("="))
 
     def _checked(self, block: CountMatrix, rows: int) -> CountMatrix:
         """Refuse rows that do not exist or point outside the matrix, as those of a damaged file may; join repeated entries."""

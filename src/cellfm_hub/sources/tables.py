@@ -41,7 +41,7 @@ def open_table(path: Path) -> Iterator[CellData]:
     InputError
         If it is not such a table, or looks transposed.
     """
-    separator, genes = _header(path)
+    separator, heading, genes = _header(path)
     names: list[str] = []
 
     def entries() -> Iterator[Part]:
@@ -65,13 +65,14 @@ def open_table(path: Path) -> Iterator[CellData]:
         ):
             names += chunk[0].tolist()
     _refuse_transposed(path, names, genes)
+    _refuse_nameless(path, names, heading)
     matrix = TemporaryRows((len(names), len(genes)), entries, f"the table {path}")
     var = pd.DataFrame(index=pd.Index(genes, dtype=object))
     yield CellData(pd.DataFrame(index=pd.Index(names, dtype=object)), {"X": Matrix("X", matrix, var, path)}, str(path))
 
 
-def _header(path: Path) -> tuple[str, list[str]]:
-    """Return what separates the columns, and the names of the genes.
+def _header(path: Path) -> tuple[str, str, list[str]]:
+    """Return what separates the columns, what stands above the names of cells, and the names of the genes.
 
     pandas would rename the second of two equal genes, which would then be no gene at all.
     """
@@ -82,7 +83,7 @@ def _header(path: Path) -> tuple[str, list[str]]:
         first, second = ([*csv.reader([line], delimiter=separator)] or [[]] for line in lines)
         # R writes no name for the column of names.
         shift = 0 if len(second[0]) == len(first[0]) + 1 else 1
-        return separator, first[0][shift:]
+        return separator, first[0][0] if shift and first[0] else "", first[0][shift:]
 
 
 def _chunks(path: Path, separator: str, genes: list[str]) -> Iterator[np.ndarray]:
@@ -117,6 +118,20 @@ def _refuse_transposed(path: Path, names: Sequence[str], genes: Sequence[str]) -
     if len(in_rows) >= min(2, len(names)) > 0 and not any(_GENE.match(name) for name in genes):
         msg = f"{path} looks transposed: its first column names genes ({', '.join(in_rows[:3])}, …), its header {', '.join(genes[:2])}, …;"
         msg += " expected a row per cell and a column per gene, write it anew with pandas.read_csv(…, index_col=0).T.to_csv(…)"
+        raise InputError(msg)
+
+
+def _refuse_nameless(path: Path, names: Sequence[str], heading: str) -> None:
+    """Refuse a first column of counts, which would be lost as the names of cells.
+
+    Raises
+    ------
+    InputError
+        If it has a heading, and holds numbers of which some stand twice.
+    """
+    if heading and len(set(names)) < len(names) and all(name.replace(".", "", 1).isdecimal() for name in names):
+        msg = f"{path} seems to have no column with the names of cells: its first one, {heading!r}, holds numbers that repeat"
+        msg += f" ({', '.join(names[:3])}, …); expected the names first, as pandas.DataFrame.to_csv writes them with index=True"
         raise InputError(msg)
 
 

@@ -13,11 +13,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellfm_hub.errors import InputError
-from cellfm_hub.genes.identifiers import GENE_FEATURES, other_features
+from cellfm_hub.genes.identifiers import other_features
 from cellfm_hub.sources.compressed import CompressedRows
 from cellfm_hub.sources.matrix import CellData, Matrix, reading
 from cellfm_hub.sources.safe_stores import open_hdf5
 from cellfm_hub.sources.temporary_rows import ENTRIES, Part, TemporaryRows
+
+GENE_FEATURES = "Gene Expression"
+"""What Cell Ranger calls genes."""
 
 
 @contextmanager
