@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellfm_hub.errors import InputError, OutputError, cannot_write
+from cellfm_hub.errors import CheckpointFormatError, InputError, OutputError, cannot_write
 from cellfm_hub.jobs import beside
 from cellfm_hub.jobs.durable import sync, sync_folder
 from cellfm_hub.jobs.in_place import changing, hdf5_file
 from cellfm_hub.jobs.stored import facts_key, pack
 from cellfm_hub.sources.matrix import reading
-from cellfm_hub.sources.safe_stores import open_hdf5, open_zarr
+from cellfm_hub.sources.safe_stores import open_hdf5
+from cellfm_hub.text_files import read_json_object
 
 if TYPE_CHECKING:
     from cellfm_hub.jobs.finished import Finished
@@ -219,16 +220,26 @@ def _check_receipts(source: Path) -> None:
 
 
 def _is_result(folder: Path) -> bool:
-    """Whether a folder is a store with vectors and nothing else, as :func:`write` makes it: not one with data of the user's."""
-    try:
-        store: Any = open_zarr(folder)
-        matrices = [store[name] for name in ("X", "raw") if name in store]  # what is absent may stand there as nothing
-        empty = all(matrix.attrs.get("encoding-type") == "null" for matrix in matrices) and not list(store["layers"])
-        return empty and "uns/cellfm" in store
-    except InputError:  # a ValueError too
-        raise
-    except (OSError, ValueError, KeyError):
-        return False
+    """Whether a folder is a store with vectors and nothing else, as :func:`write` makes it: not one with data of the user's.
+
+    Told from its names and descriptions: whatever became of the arrays, nothing in it is decoded.
+    """
+    with_data = [name for name in ("X", "raw") if (folder / name).exists() and _attributes(folder / name).get("encoding-type") != "null"]
+    layers = [path for path in (folder / "layers").glob("*") if path.is_dir()]
+    return (folder / "uns" / "cellfm").is_dir() and not with_data and not layers
+
+
+def _attributes(element: Path) -> dict[str, Any]:
+    """Return the attributes of an element of a zarr store, of either format; none if they cannot be read."""
+    for file, place in ((element / "zarr.json", "attributes"), (element / ".zattrs", None)):
+        if file.is_file():
+            try:
+                content = read_json_object(file)
+            except CheckpointFormatError:
+                return {}
+            found = content if place is None else content.get(place)
+            return found if isinstance(found, dict) else {}
+    return {}
 
 
 def same_file(out: Path, source: Path) -> bool:

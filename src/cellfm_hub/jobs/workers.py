@@ -113,8 +113,10 @@ class Workers:
 
     def _note_overflow(self, part: Part | None) -> None:
         """Remember which models turned to bfloat16, so that vectors do not depend on who draws the next part."""
+        if part is None:
+            return
         for place, model in enumerate(self._about["models"]):
-            if part is not None and part.precisions[place] != model["receipt"]["precision"]:
+            if part.precisions[place] != model["receipt"]["precision"]:
                 self._overflowed.add(place)
 
     def _bury(self, worker: _Worker) -> list[Wanted]:
