@@ -262,7 +262,7 @@ def _models(names: Sequence[str], *, several: bool, **per_model: Any) -> tuple[M
             )
         )
     if wrong := next((model.key for model in found if "/" in model.key or model.key.strip(".") == "" or not model.key.isprintable()), None):
-        msg = f"key_added={wrong!r}: no name that files can hold; choose one without '/', of letters, digits and signs"
+        msg = f"key_added={wrong!r}: a key may hold no '/', dots alone or control characters, which files cannot hold; choose another"
         raise InputError(msg)
     keys = [model.key for model in found]
     if len(set(keys)) < len(keys):
