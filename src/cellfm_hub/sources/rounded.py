@@ -233,7 +233,8 @@ def _distinct(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     """Return the distinct values above 0, largest first, and how often each is there."""
     distinct, times = np.empty(len(values)), np.zeros(len(values), dtype=np.int64)
     found = 0
-    # Not np.sort: with the np.argsort of another kernel, compiled by another process, it can share a name in numba's cache, and be taken for it.
+    # Not np.sort: with the np.argsort of another kernel, compiled by another process, it can share a name in numba's cache, and then one
+    # runs in place of the other.
     for value in values[np.argsort(values)[::-1]]:
         if value <= 0:
             break
