@@ -435,12 +435,14 @@ class Run:
                 return self._same_rows(header, every, job)
         start = 0
         for contents in computing.contents():
+            stop = start
             for model, stored, content in zip(header["models"], every, contents, strict=True):
                 if content is None or stored.facts is None:
                     return False
-                if not np.array_equal(made_by(content, model["receipt"]), stored.facts[start : start + len(content), :2]):
+                stop = start + len(content)
+                if not np.array_equal(made_by(content, model["receipt"]), stored.facts[start:stop, :2]):
                     return False
-            start += len(contents[0])  # type: ignore[arg-type]
+            start = stop
         return all(stored.facts is not None and len(stored.facts) == start for stored in every)
 
     def _begin(self, journal: Journal, header: dict[str, Any]) -> "_Pending":
