@@ -4,6 +4,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -874,3 +875,14 @@ def test_a_look_changes_nothing(look: Callable[[sp.csr_matrix], Any], cells: int
     look(sample)
     for name in ("data", "indices", "indptr"):
         np.testing.assert_array_equal(getattr(sample, name), getattr(before, name))
+
+
+def test_what_a_reader_said_is_kept() -> None:
+    """A matrix whose counts are recovered, or doubted, was read by somebody who had something to say."""
+    for data in (adata(normalised(counts(), 1e4, "round")), adata(sp.csr_matrix((counts() > 0).astype(np.float32)))):
+        cells = from_anndata(data)
+        cells.matrices["X"] = replace(cells.matrices["X"], notes=("2 antibodies are left out",), facts={"features_left_out": "2"})
+        matrix = find_counts(cells, None)
+        assert matrix.notes[0] == "2 antibodies are left out"
+        assert len(matrix.notes) == 2
+        assert matrix.facts["features_left_out"] == "2"

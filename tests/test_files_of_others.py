@@ -304,7 +304,15 @@ def test_receipts_of_another_kind(cells: Path, tmp_path: Path, suffix: str, monk
     assert numbers == []
 
 
-@pytest.mark.parametrize("line", ["[]", "5", "null", "{}", '{"part": {"a": 1}}', "[" * 100_000], ids=range(6))
+OUTSIDE = json.dumps(
+    {
+        "part": dict.fromkeys(("sha256", "content"), "")
+        | {"number": 1, "file": "../../x.npz", "rows": 4, "tallies": [], "widths": [32], "precisions": []}
+    }
+)
+
+
+@pytest.mark.parametrize("line", ["[]", "5", "null", "{}", '{"part": {"a": 1}}', "[" * 100_000, OUTSIDE], ids=range(7))
 def test_a_damaged_journal(cells: Path, tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands before the damage counts."""
     out = tmp_path / "x.npy"

@@ -12,11 +12,11 @@ from cellfm_hub.registry import Entry, registry
 from cellfm_hub.request import EncodeOptions, Level, check_options
 from cellfm_hub.sources.cells import FORMATS
 from cellfm_hub.sources.genome import WINDOW
-from cellfm_hub.sources.sequences import SOURCES, check_places, places_of
+from cellfm_hub.sources.sequences import BED_SUFFIXES, SOURCES, VCF_SUFFIXES, check_places, places_of
 
 CELL_SUFFIXES = (".h5ad", ".zarr", ".h5mu", ".loom", ".h5", ".mtx")
 
-SEQUENCE_SUFFIXES = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas", ".fq", ".fastq", ".bed", ".narrowpeak", ".broadpeak", ".vcf")
+SEQUENCE_SUFFIXES = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas", ".fq", ".fastq", *BED_SUFFIXES, *VCF_SUFFIXES)
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 """Tables of cells, unless they begin as FASTA or FASTQ does."""

@@ -191,10 +191,12 @@ class Journal:
         (kind, value), *_ = entry.items()
         if kind == "run":
             self.header = value
-        elif kind == "part":
-            self.parts[value["number"]] = Part(**value)
-        elif kind == "fitted":
-            self.fitted[value["number"]] = Part(**value)
+        elif kind in ("part", "fitted"):
+            part = Part(**value)
+            if not _OURS.fullmatch(part.file):
+                msg = f"{part.file!r} is no file of a work folder"
+                raise ValueError(msg)
+            (self.parts if kind == "part" else self.fitted)[part.number] = part
         elif kind == "amend" and self.header is not None:
             self.header |= value
         elif kind == "drop":

@@ -356,7 +356,7 @@ def _doubtful(found: _Look) -> Matrix:
     if found.doubt is None or found.is_zero:
         return found.matrix
     note = f"{found.matrix.name} is taken for raw counts, but it holds {found.doubt}; if it is something else, name the counts with layer="
-    return replace(found.matrix, facts={"counts_doubt": found.doubt}, notes=(note,))
+    return _noted(found.matrix, note, counts_doubt=found.doubt)
 
 
 def _best_doubtful(looked_at: list[_Look]) -> _Look | None:
@@ -373,6 +373,11 @@ def _best_doubtful(looked_at: list[_Look]) -> _Look | None:
 # What was taken
 
 
+def _noted(matrix: Matrix, note: str, **facts: str | bool) -> Matrix:
+    """Return a matrix with one more thing to tell of it, behind what its reader has to say."""
+    return replace(matrix, facts={**matrix.facts, **facts}, notes=(*matrix.notes, note))
+
+
 def _recover(found: _Look) -> Matrix | None:
     """Return a matrix of normalised counts as one of counts."""
     matrix = found.matrix
@@ -381,14 +386,14 @@ def _recover(found: _Look) -> Matrix | None:
     said = matrix.scaling.describe()
     note = f"no raw counts were found; they are recovered from {matrix.name}, which holds {said}"
     note += " (exact, but for a factor that all counts of a cell have in common)"
-    return replace(matrix, facts={"counts_recovered": said}, notes=(note,))
+    return _noted(matrix, note, counts_recovered=said)
 
 
 def _by_order(matrix: Matrix) -> Matrix:
     """Return a matrix without counts for a model that needs only their order."""
     note = f"no raw counts were found; {matrix.name} is taken, for this model uses only the order of the values within a cell:"
     note += " right for logarithms and the like, not after scaling by gene or correction of batches"
-    return replace(matrix, by_order=True, facts={"counts_by_order": True}, notes=(note,))
+    return replace(_noted(matrix, note, counts_by_order=True), by_order=True)
 
 
 def _with_most_genes(found: _Look, candidates: list[Matrix], data: CellData) -> Matrix:
@@ -409,11 +414,11 @@ def _with_most_genes(found: _Look, candidates: list[Matrix], data: CellData) -> 
             lacking = genes.difference(others, sort=False)
             note = f"{rival.name} is taken for raw counts: {matrix.name} holds the same, but lacks {_some(missing)} of its genes"
             note += f"; {rival.name} lacks {_some(lacking)} of those of {matrix.name}" if len(lacking) else ""
-            return replace(rival, facts={**rival.facts, "counts_choice": note}, notes=(*rival.notes, note))
+            return _noted(rival, note, counts_choice=note)
         holds = "the same counts" if same else "other counts" if other.fits else "no raw counts"
         note = f"{matrix.name} is taken for raw counts, but lacks {_some(missing)} of the genes of {rival.name}, which holds {holds};"
         note += " choose with layer="
-        return replace(matrix, facts={**matrix.facts, "counts_choice": note}, notes=(*matrix.notes, note))
+        return _noted(matrix, note, counts_choice=note)
     return _say_rivals(found, candidates, data)
 
 
@@ -432,5 +437,5 @@ def _say_rivals(found: _Look, candidates: list[Matrix], data: CellData) -> Matri
             other = _look(rival, data, "counts")
             if other.fits and abs(other.sample.counts - found.sample.counts).max() > 0:
                 note = f"{matrix.name} is taken for raw counts, but {rival.name} holds whole numbers too, and others; choose with layer="
-                return replace(matrix, notes=(note,))
+                return _noted(matrix, note)
     return matrix

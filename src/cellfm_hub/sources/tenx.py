@@ -13,14 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellfm_hub.errors import InputError
-from cellfm_hub.genes.identifiers import other_features
+from cellfm_hub.genes.identifiers import are_genes, other_features
 from cellfm_hub.sources.compressed import CompressedRows
 from cellfm_hub.sources.matrix import CellData, Matrix, reading
 from cellfm_hub.sources.safe_stores import open_hdf5
 from cellfm_hub.sources.temporary_rows import ENTRIES, Part, TemporaryRows
-
-GENE_FEATURES = "Gene Expression"
-"""What Cell Ranger calls genes."""
 
 
 @contextmanager
@@ -84,10 +81,10 @@ def _gene_features(var: pd.DataFrame, path: Path) -> NDArray[np.int64]:
     """Return the places of the features that are genes."""
     if "feature_types" not in var:
         return np.arange(len(var))
-    kept = np.flatnonzero(var["feature_types"] == GENE_FEATURES)
+    kept = np.flatnonzero(are_genes(var))
     if len(kept) == 0 and len(var):
         found = ", ".join(map(repr, var["feature_types"].unique()[:3].tolist()))
-        msg = f"{path} holds no features of type {GENE_FEATURES!r}, but {found}; models of cells need gene expression"
+        msg = f"{path} holds no features of type 'Gene Expression', but {found}; models of cells need gene expression"
         raise InputError(msg)
     return kept
 
