@@ -1,9 +1,6 @@
 """What all tests share: where the golden cases are, and a process that is left as it was found."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +10,6 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Two test workers on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Nor may one load what another is just writing: two processes that compile a kernel for two kinds of arguments at the same moment give
-# both the same name in numba's cache.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="cellfm-numba-")
-    atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 import torch
 

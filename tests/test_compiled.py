@@ -1,9 +1,17 @@
 """Kernels that different processes compiled into one cache work together in a third."""
 
+import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import cellfm_hub as cf
+
+PACKAGES = (Path(cf.__file__).parent, Path(cf.__file__).parents[2] / "adapters" / "cellfm_adapters")
+OF_NUMBA = {"sort", "median", "nanmedian", "partition", "argpartition", "percentile", "quantile", "nanpercentile", "nanquantile", "unique"}
+"""Functions of numpy for which numba makes sorting helpers that share names with those of ``np.argsort``."""
 
 KERNELS = {
     "recovery": "from cellfm_hub.sources.recovery import recognise as look",
@@ -26,3 +34,18 @@ def test_kernels_of_several_processes(tmp_path: Path) -> None:
     for order in (list(KERNELS), list(KERNELS)[::-1]):
         program = DATA + "".join(f"\n{KERNELS[name]}\nprint(look(s * 0.7))" for name in order)
         assert run(program, tmp_path / "cache") == "".join(alone[name] for name in order)
+
+
+def compiled_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for path in (path for package in PACKAGES for path in package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "compiled" for d in node.decorator_list):
+                yield f"{path.name}:{node.name}", node
+
+
+def test_kernels_sort_in_one_way() -> None:
+    found = dict(compiled_functions())
+    assert {"rounded.py:_distinct", "recovery.py:_recover_rows", "kernels.py:sort_row"} <= set(found)
+    for name, function in found.items():
+        called = {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+        assert called.isdisjoint(OF_NUMBA), name
